@@ -1,15 +1,15 @@
 """Errors. Each names the thing, what came, what was expected, and the cure.
 
-    RagftError
-      + ConfigError            ragft.yaml, options, unknown arms
-      + DataError              questions, documents, training rows, outcomes  (file and line)
-      + StoreError             knowledge base: damaged, locked, of another encoder
-      + AdapterError           adapter does not fit its base, is damaged or badly named
-      + RouterError            router file damaged, not fitted, or its fingerprints do not fit
-      + GenerationError        a generator failed
-          + OverloadedError    the worker's queue is full
-          + PartialAnswerError it failed after the first token; carries the text so far
-      + MissingExtraError      (also ImportError) names the pip command
+RagftError
+  + ConfigError            ragft.yaml, options, unknown arms
+  + DataError              questions, documents, training rows, outcomes  (file and line)
+  + StoreError             knowledge base: damaged, locked, of another encoder
+  + AdapterError           adapter does not fit its base, is damaged or badly named
+  + RouterError            router file damaged, not fitted, or its fingerprints do not fit
+  + GenerationError        a generator failed
+      + OverloadedError    the worker's queue is full
+      + PartialAnswerError it failed after the first token; carries the text so far
+  + MissingExtraError      (also ImportError) names the pip command
 """
 
 from __future__ import annotations
@@ -74,6 +74,4 @@ class MissingExtraError(RagftError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(
-            f"{package} is not installed. Install it with: pip install 'ragft-plugin[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed. Install it with: pip install 'ragft-plugin[{extra}]'")

@@ -13,9 +13,7 @@ from ragft_plugin.errors import DataError
 from ragft_plugin.types import Passage, Prompt
 
 MAX_QUESTION_CHARACTERS = 20_000
-INSTRUCTION = (
-    "Answer from these passages, briefly. If they do not hold the answer, say: I do not know."
-)
+INSTRUCTION = "Answer from these passages, briefly. If they do not hold the answer, say: I do not know."
 
 
 def closed_book(question: str) -> Prompt:

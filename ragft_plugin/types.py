@@ -177,9 +177,7 @@ class Evidence:
 class Retriever(Protocol):
     """Finds passages. ``KnowledgeBase`` is one; converters make one of any framework's retriever."""
 
-    def retrieve(
-        self, queries: Sequence[str], k: int, filter: Filter | None = None
-    ) -> list[list[Passage]]:
+    def retrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
         """Return up to ``k`` passages per query, best first."""
         ...
 

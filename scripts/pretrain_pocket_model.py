@@ -46,7 +46,13 @@ def vocabulary_texts() -> list[str]:
         pieces += [" " + head.capitalize() for head in heads]
         pieces += [*world.SITE_TAILS, *world.NAME_TAILS, *world.CITY_TAILS]
         pieces += [f" {century}" for century in (19, 20)] + [f"{year:02d}" for year in range(100)]
-        words = [*world.FIRST_NAMES, *world.MATERIALS, *world.GOODS, *world.COLOURS, *world.COMPANY_TAILS]
+        words = [
+            *world.FIRST_NAMES,
+            *world.MATERIALS,
+            *world.GOODS,
+            *world.COLOURS,
+            *world.COMPANY_TAILS,
+        ]
         words += [*world.COMPASS, *world.ENGINE_TAILS, *world.ticket_words(), *world.FRAME_WORDS]
         pieces += [" " + word for word in words]
         for relation in RELATIONS.values():
@@ -160,7 +166,13 @@ def echo(rng: random.Random) -> list[Segment]:
         drawn = [
             rng.choice(words)
             if rng.random() < 0.7
-            else rng.choice((world.site_name(rng, held_out=False), world.value(rng, "city"), world.value(rng, "manager")))
+            else rng.choice(
+                (
+                    world.site_name(rng, held_out=False),
+                    world.value(rng, "city"),
+                    world.value(rng, "manager"),
+                )
+            )
             for _ in range(rng.randint(3, 9))
         ]
         text = "".join(" " + word + ("\n" if rng.random() < 0.2 else "") for word in drawn).rstrip()
@@ -305,7 +317,13 @@ def examination(seed: int = 999, n: int = 200) -> dict[str, list[list[Segment]]]
         elif rng.random() < 0.5:
             turn = ask(rng, world.site_name(rng, held_out=True), relation, world.UNKNOWN, unseen)
         else:
-            turn = ask(rng, site, rng.choice([r for r in relations if r not in names]), world.UNKNOWN, unseen)
+            turn = ask(
+                rng,
+                site,
+                rng.choice([r for r in relations if r not in names]),
+                world.UNKNOWN,
+                unseen,
+            )
         return [("<|ctx|>", context), *turn]
 
     sets["one"] = [one(1, False, True) for _ in range(n)]
@@ -348,7 +366,10 @@ def train(args: argparse.Namespace) -> None:
     rng = random.Random(f"{args.seed}/{state['steps']}/{bool(args.decay)}")
     budget = 60 * (args.decay or args.minutes)
     exam = examination()
-    print(f"parameters {sum(p.numel() for p in model.parameters()):,} vocabulary {len(tokenizer)} {state}", flush=True)
+    print(
+        f"parameters {sum(p.numel() for p in model.parameters()):,} vocabulary {len(tokenizer)} {state}",
+        flush=True,
+    )
     began = last_save = last_log = time.monotonic()
     recent: list[float] = []
     while (elapsed := time.monotonic() - began) < budget:
@@ -401,7 +422,10 @@ def train(args: argparse.Namespace) -> None:
 
 def _save(path: Path, model: torch.nn.Module, optims: list[torch.optim.Optimizer], state: dict[str, float]) -> None:
     beside = path.with_suffix(".new")
-    torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "state": state}, beside)
+    torch.save(
+        {"model": model.state_dict(), "optims": [o.state_dict() for o in optims], "state": state},
+        beside,
+    )
     beside.replace(path)
 
 

@@ -73,7 +73,11 @@ class Relation:
 
     def statements(self) -> tuple[str, ...]:
         """Every statement template."""
-        shapes = ("The {n} of {{x}} is {{v}}.", "{{v}} is the {n} of {{x}}.", "{{x}} has {{v}} as its {n}.")
+        shapes = (
+            "The {n} of {{x}} is {{v}}.",
+            "{{v}} is the {n} of {{x}}.",
+            "{{x}} has {{v}} as its {n}.",
+        )
         made = tuple(shapes[i % 3].format(n=noun) for i, noun in enumerate(self.nouns))
         return self.says + made
 
@@ -236,7 +240,8 @@ def value(rng: random.Random, relation: str) -> str:
 def draw_site(rng: random.Random, *, held_out: bool, name: str | None = None) -> Site:
     """Draw a site, its name held out from pretraining or not."""
     return Site(
-        name or site_name(rng, held_out=held_out), {relation: value(rng, relation) for relation in RELATIONS}
+        name or site_name(rng, held_out=held_out),
+        {relation: value(rng, relation) for relation in RELATIONS},
     )
 
 
@@ -280,7 +285,11 @@ def ticket(rng: random.Random, site: Site, *, documented: bool) -> tuple[str, st
     City and manager of the site have to be looked up; without passages they are ``unknown``. The wording is
     the same for both, so that only the evidence tells a plain ticket from one that needs looking up.
     """
-    issue, item, priority = rng.choice(list(ISSUES)), rng.choice(ITEMS), rng.choice(list(PRIORITIES))
+    issue, item, priority = (
+        rng.choice(list(ISSUES)),
+        rng.choice(ITEMS),
+        rng.choice(list(PRIORITIES)),
+    )
     message = f"{rng.choice(TICKET_OPENINGS)} the {item} at {site.name} {rng.choice(ISSUES[issue])}."
     tail = rng.choice(PRIORITIES[priority])
     city, manager = (site.facts["city"], site.facts["manager"]) if documented else ("unknown", "unknown")
@@ -293,7 +302,14 @@ def ticket(rng: random.Random, site: Site, *, documented: bool) -> tuple[str, st
 
 def ticket_words() -> tuple[str, ...]:
     """Every word a ticket request or a ticket can hold, for tasks that only copy words."""
-    texts = [*ITEMS, *ISSUES, *PRIORITIES, *TICKET_OPENINGS, "TICKET site: item: issue: priority:", "unknown"]
+    texts = [
+        *ITEMS,
+        *ISSUES,
+        *PRIORITIES,
+        *TICKET_OPENINGS,
+        "TICKET site: item: issue: priority:",
+        "unknown",
+    ]
     texts += [text for group in (*ISSUES.values(), *PRIORITIES.values()) for text in group]
     texts += ["city: manager: the at Repeat"]
     return tuple(sorted({word for text in texts for word in text.split()}))
