@@ -1,0 +1,1 @@
+"""Evaluation: outcomes, metrics, off-policy estimates, frontier, decision log, drift and report."""
