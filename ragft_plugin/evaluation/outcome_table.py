@@ -74,6 +74,20 @@ class Outcomes:
         return not bool(np.isnan(self.reward).any())
 
     @property
+    def propensities(self) -> FloatArray:
+        """The logged distribution over arms, shape (n, a); NaN in rows that tell none."""
+        table = np.full(self.reward.shape, np.nan)
+        for i, row in enumerate(self.rows):
+            if row.propensities is not None:
+                table[i] = [row.propensities.get(name, 0.0) for name in self.arms]
+        return table
+
+    @property
+    def forced(self) -> NDArray[np.bool_]:
+        """Rows whose arm the caller named, shape (n,)."""
+        return np.array([row.forced for row in self.rows], dtype=np.bool_)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The queries."""
         return tuple(row.query for row in self.rows)
@@ -170,7 +184,7 @@ class Outcomes:
         if self.full_feedback:
             return self
         full = ~np.isnan(self.reward).any(axis=1)
-        forced = np.array([row.forced for row in self.rows]) & ~full
+        forced = self.forced & ~full
         assert self.propensity is not None  # by construction, under partial feedback
         for i in np.flatnonzero(~forced & ~full):
             name = f"query_id {self.rows[i].query_id!r}"
