@@ -1,0 +1,139 @@
+"""Batches: rows that are written together, one token a step, with one cache of keys and values.
+
+Rows are padded on the left, so that their newest tokens stand in one column. New rows are read (prefilled) among
+themselves and then joined to the rows under way; finished rows leave at once and take their columns along.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ragft_plugin.lora.request import Row
+
+Forward = Callable[..., Any]
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class Network:
+    """What a batch must know of a model: how to call it, and whether caches of several rows can be joined.
+
+    Args:
+        model: a Hugging Face causal language model.
+        pad_id: fills the columns left of short rows; any valid id does, they are masked.
+    """
+
+    def __init__(self, model: Any, *, pad_id: int) -> None:
+        self.pad_id = pad_id
+        self.device = model.get_input_embeddings().weight.device
+        taken = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in taken
+        self.keep = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        # Recurrent layers keep a state instead of columns: their rows are written one by one.
+        self.joins = kinds <= _ATTENTION and not getattr(model, "_is_stateful", False)
+
+
+class Batch:
+    """Rows under way in one cache.
+
+    Args:
+        network: the model's shape.
+        forward: runs the model; called as ``forward(rows, **inputs)``, so that it can choose adapters.
+    """
+
+    def __init__(self, network: Network, forward: Callable[..., Any]) -> None:
+        self.rows: list[Row] = []
+        self._network = network
+        self._forward = forward
+        self._cache: Any = None
+        self._padding: list[int] = []  # masked columns left of each row
+
+    def add(self, rows: Sequence[Row]) -> Tensor:
+        """Read new rows and join them; returns the logits of their first token, shape (new rows, vocabulary).
+
+        If it raises, the batch is as it was.
+        """
+        width = max(row.length for row in rows)
+        padding = [width - row.length for row in rows]
+        ids = torch.tensor([[self._network.pad_id] * p + r.request.ids for p, r in zip(padding, rows, strict=True)])
+        positions = torch.tensor([[0] * p + list(range(width - p)) for p in padding])
+        cache = DynamicCache() if self._network.joins else None
+        output = self._run(rows, ids, positions, cache, padding, width)
+        cache = output.past_key_values
+        if self.rows:
+            self._join(cache, padding)
+        else:
+            self._cache, self._padding = cache, padding
+        self.rows.extend(rows)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def step(self) -> Tensor:
+        """Read the newest token of every row; returns the logits of the next, shape (rows, vocabulary)."""
+        ids = torch.tensor([[row.tokens[-1]] for row in self.rows])
+        positions = torch.tensor([[row.length] for row in self.rows])
+        width = self._padding[0] + self.rows[0].length + 1
+        output = self._run(self.rows, ids, positions, self._cache, self._padding, width)
+        self._cache = output.past_key_values
+        for row in self.rows:
+            row.length += 1
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def drop(self, gone: set[Row]) -> None:
+        """Let rows leave."""
+        if not gone:
+            return
+        kept = [i for i, row in enumerate(self.rows) if row not in gone]
+        self.rows = [self.rows[i] for i in kept]
+        self._padding = [self._padding[i] for i in kept]
+        if not kept:
+            self._cache = None
+        elif self._network.joins:
+            index = torch.tensor(kept, device=self._network.device)
+            spare = min(self._padding)  # columns that no row needs any more
+            for layer in self._cache.layers:
+                layer.keys = layer.keys[index, :, spare:]
+                layer.values = layer.values[index, :, spare:]
+            self._padding = [p - spare for p in self._padding]
+
+    def _run(
+        self,
+        rows: Sequence[Row],
+        ids: Tensor,
+        positions: Tensor,
+        cache: Any,
+        padding: list[int],
+        width: int,
+    ) -> Any:
+        device = self._network.device
+        inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": True}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if self._network.takes_positions:
+            inputs["position_ids"] = positions.to(device)
+        # Without padding the model's own causal mask is right, and faster.
+        if any(padding) or not self._network.takes_positions:
+            left = torch.tensor(padding)[:, None]
+            inputs["attention_mask"] = (torch.arange(width)[None] >= left).long().to(device)
+        return self._forward(rows, **inputs, **self._network.keep)
+
+    def _join(self, cache: Any, padding: list[int]) -> None:
+        old, new = self._cache.layers[0].keys.shape[-2], cache.layers[0].keys.shape[-2]
+        width = max(old, new)
+        for mine, theirs in zip(self._cache.layers, cache.layers, strict=True):
+            mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
+            mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
+        self._padding = [p + width - old for p in self._padding] + [p + width - new for p in padding]
+
+
+def _widen(columns: Tensor, width: int) -> Tensor:
+    """Pad keys or values, shape (rows, heads, columns, size), on the left with zeros."""
+    missing = width - columns.shape[-2]
+    return torch.nn.functional.pad(columns, (0, 0, missing, 0)) if missing else columns

@@ -1,0 +1,242 @@
+"""The model: one base, its adapters, and the worker that writes with them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ragft_plugin.errors import AdapterError
+from ragft_plugin.lora.base import Base, Dtype, load_base
+from ragft_plugin.lora.generator import LoraGenerator
+from ragft_plugin.lora.names import check_name
+from ragft_plugin.lora.quiet import quiet
+from ragft_plugin.lora.worker import Worker
+
+# These take their start from the base's own weights and change them; the base and every other adapter in the
+# same model would be wrong.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+logger = logging.getLogger(__name__)
+
+
+class LoraModel:
+    """A causal language model with any number of adapters, for any number of threads and event loops.
+
+    Args:
+        base: the loaded base.
+        max_rows: answers written at once; more wait.
+        max_pending: requests that may wait; more raise OverloadedError.
+
+    Example:
+        >>> with LoraModel.load("models/base") as model:  # doctest: +SKIP
+        ...     model.load_adapter("legal", "adapters/legal/1")
+        ...     model.generator("legal").generate([closed_book("Who signs?")])
+    """
+
+    def __init__(self, base: Base, *, max_rows: int = 64, max_pending: int = 1024) -> None:
+        self.base = base
+        self.renderer = base.renderer
+        self.context = base.context
+        self.worker = Worker(base.model, base.renderer, max_rows=max_rows, max_pending=max_pending)
+        self._peft: Any = None
+        self._names: dict[str, str] = {}  # the user's name -> PEFT's name
+        self._retired: set[str] = set()
+        self._count = itertools.count(1)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        max_rows: int = 64,
+        max_pending: int = 1024,
+    ) -> Self:
+        """Load a base.
+
+        Args:
+            base: a folder with a Hugging Face causal language model, or its name on the hub.
+            device: "auto", "cpu", "cuda", ...
+            dtype: "auto" is float32 on a CPU, the stored one elsewhere.
+            max_rows: answers written at once.
+            max_pending: requests that may wait.
+
+        Raises:
+            ConfigError: if it cannot be loaded.
+        """
+        return cls(load_base(base, device=device, dtype=dtype), max_rows=max_rows, max_pending=max_pending)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters, sorted."""
+        return tuple(sorted(self._names))
+
+    def generator(self, adapter: str | None = None, **defaults: Any) -> LoraGenerator:
+        """A generator that answers with one adapter, or with the base alone.
+
+        Args:
+            adapter: a loaded adapter, or None.
+            **defaults: generation options, see ``LoraGenerator``.
+
+        Raises:
+            AdapterError: if no adapter of that name is loaded.
+        """
+        self.resolve(adapter)
+        return LoraGenerator(self, adapter, **defaults)
+
+    def resolve(self, adapter: str | None) -> str | None:
+        """PEFT's name of an adapter.
+
+        Raises:
+            AdapterError: if no adapter of that name is loaded.
+        """
+        if adapter is None:
+            return None
+        try:
+            return self._names[adapter]
+        except KeyError:
+            loaded = ", ".join(self.adapters) or "none"
+            raise AdapterError(
+                f"no adapter {adapter!r} is loaded (loaded: {loaded}); load_adapter({adapter!r}, folder) first"
+            ) from None
+
+    def load_adapter(self, name: str, folder: str | Path, *, trust: bool = False) -> None:
+        """Load an adapter, or a new version of one while the old goes on answering what it has begun.
+
+        Args:
+            name: what to call it.
+            folder: adapter_config.json and adapter_model.safetensors, as PEFT saves them.
+            trust: load it although it was trained on another base, tokenizer or template.
+
+        Raises:
+            AdapterError: if it is damaged, of a kind that cannot share a base, or does not fit.
+        """
+        check_name(name)
+        path = Path(folder)
+        config, weights = _read(path)
+        self.worker.call(lambda: self._attach(name, config, weights, path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; what it has begun to answer is finished first.
+
+        Raises:
+            AdapterError: if no adapter of that name is loaded.
+        """
+        self.resolve(name)
+        self.worker.call(lambda: self._retire(name))
+
+    def close(self) -> None:
+        """Stop the worker; requests under way fail. Closing twice is harmless."""
+        self.worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What follows runs on the worker's thread.
+
+    def _attach(self, name: str, config: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        self._sweep()
+        inner = f"{name}_{next(self._count)}"
+        try:
+            with quiet():
+                if self._peft is None:
+                    self._peft = get_peft_model(self.base.model, config, adapter_name=inner)
+                else:
+                    self._peft.add_adapter(inner, config)
+                result: Any = set_peft_model_state_dict(self._peft, weights, adapter_name=inner)
+            own = self._peft.state_dict().keys()
+            missing = [k for k in result.missing_keys if f".{inner}." in k]
+            if missing or result.unexpected_keys or not any(f".{inner}." in k for k in own):
+                raise AdapterError(
+                    f"{folder}: {len(missing)} weights are missing and {len(result.unexpected_keys)} fit nowhere "
+                    f"(first: {(missing + list(result.unexpected_keys))[:1]}); it was trained on another base or "
+                    "its files are of different versions"
+                )
+            for parameter in self._peft.parameters():
+                parameter.requires_grad_(False)
+            self._peft.to(self.base.model.device).eval()
+        except Exception as error:
+            self._delete(inner)
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(
+                f"{folder} does not fit {self.base.folder}: {str(error).splitlines()[0]}; load it on the base that "
+                "it was trained on"
+            ) from error
+        old = self._names.get(name)
+        self._names[name] = inner
+        if old is not None:
+            self._retired.add(old)
+            self._sweep()
+        self._refresh()
+
+    def _retire(self, name: str) -> None:
+        self._retired.add(self._names.pop(name))
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete retired adapters that nobody waits for any more."""
+        for inner in [i for i in self._retired if not self.worker.in_use(i)]:
+            self._delete(inner)
+            self._retired.discard(inner)
+
+    def _delete(self, inner: str) -> None:
+        if self._peft is None:
+            return
+        if set(self._peft.peft_config) <= {inner}:
+            self._peft.unload()
+            self._peft = None
+        elif inner in self._peft.peft_config:
+            self._peft.delete_adapter(inner)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.worker.replace_model(self.base.model)
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Configuration and weights of an adapter; nothing is unpickled."""
+    if not (folder / "adapter_config.json").is_file():
+        raise AdapterError(
+            f"{folder} holds no adapter: expected adapter_config.json and adapter_model.safetensors in it"
+        )
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise AdapterError(
+            f"{file} is missing; adapters in the pickle format (.bin) are not read, save them as safetensors"
+        )
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        weights = load_file(file)
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise AdapterError(f"{folder} is damaged: {error}; copy or train the adapter again") from error
+    if config.is_prompt_learning:
+        raise AdapterError(
+            f"{folder} is a {config.peft_type.value} adapter, which cannot share a batch; use LoRA or another "
+            "method that works inside the layers"
+        )
+    start = str(getattr(config, "init_lora_weights", "")).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise AdapterError(
+            f"{folder} was started with {start}, which changes the base's own weights; convert it to plain LoRA "
+            "when saving (save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+        )
+    config.inference_mode = True
+    return config, weights

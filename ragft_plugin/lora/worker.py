@@ -1,0 +1,291 @@
+"""The worker: one thread that owns a model and writes for all callers at once.
+
+It has no waiting window. An idle worker starts on the first request at once; requests that come while it writes are
+read and joined between two steps. Rows of one adapter are written together. Whatever goes wrong with a request fails
+that request; the worker goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+
+from ragft_plugin.errors import GenerationError, OverloadedError
+from ragft_plugin.lora.batch import Batch, Network
+from ragft_plugin.lora.rendering import Renderer
+from ragft_plugin.lora.request import Request, Row
+from ragft_plugin.lora.sampling import extend
+from ragft_plugin.lora.switch import AdapterSwitch
+from ragft_plugin.types import Generation, Usage
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Writes answers on a thread of its own.
+
+    Args:
+        model: the bare base model; ``replace_model`` puts a PEFT model over it.
+        renderer: decodes what is written.
+        max_rows: rows written at once; more wait.
+        max_pending: requests that may wait; more raise OverloadedError.
+        max_prefill: padded tokens read in one pass.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        *,
+        max_rows: int = 64,
+        max_pending: int = 1024,
+        max_prefill: int = 16_384,
+    ) -> None:
+        self.max_pending = max_pending
+        self._renderer = renderer
+        self._max_rows = max_rows
+        self._max_prefill = max_prefill
+        self._pending: deque[Request] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._batches: dict[object, Batch] = {}
+        self._wake = threading.Condition()
+        self._closed = False
+        self.replace_model(model)
+        pad = renderer.tokenizer.pad_token_id
+        self._network = Network(model, pad_id=renderer.end_ids[0] if pad is None else pad)
+        self._thread = threading.Thread(target=self._work, name="ragft-lora", daemon=True)
+        self._thread.start()
+
+    def replace_model(self, model: Any) -> None:
+        """Write with another wrapping of the same base from now on. On the worker's thread only."""
+        self._model = model
+        self._switch = AdapterSwitch(model)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests, all or none.
+
+        Raises:
+            OverloadedError: if the queue is too full.
+            GenerationError: if the worker is closed.
+        """
+        with self._wake:
+            if self._closed:
+                raise GenerationError("the model is closed; load it again")
+            if len(self._pending) + len(requests) > self.max_pending:
+                raise OverloadedError(
+                    f"{len(self._pending)} requests are waiting and at most {self.max_pending} may; "
+                    "try again later, or load the model with a larger max_pending"
+                )
+            self._pending.extend(requests)
+            self._wake.notify()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the worker's thread between two steps, and wait for what it returns."""
+        if threading.current_thread() is self._thread:
+            return function()
+        future: Future[T] = Future()
+        with self._wake:
+            if self._closed:
+                raise GenerationError("the model is closed; load it again")
+            self._calls.append((function, future))
+            self._wake.notify()
+        return future.result()
+
+    def in_use(self, adapter: str | None) -> bool:
+        """Whether rows of this adapter wait or are under way. On the worker's thread only."""
+        with self._wake:
+            waiting = any(r.adapter == adapter for r in self._pending)
+        return waiting or any(r.request.adapter == adapter for r in self._live())
+
+    def close(self) -> None:
+        """Stop; whatever waits or is under way fails."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _live(self) -> Iterable[Row]:
+        return (row for batch in self._batches.values() for row in batch.rows)
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not (self._pending or self._calls or self._batches or self._closed):
+                        self._wake.wait()
+                    if self._closed:
+                        break
+                    calls = list(self._calls)
+                    self._calls.clear()
+                    room = self._max_rows - sum(len(b.rows) for b in self._batches.values())
+                    arrivals = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
+                for function, future in calls:
+                    _complete(function, future)
+                self._admit(arrivals)
+                for key in list(self._batches):
+                    self._advance(key)
+        finally:
+            self._abandon()
+
+    def _admit(self, arrivals: Sequence[Request]) -> None:
+        groups: dict[object, list[Row]] = {}
+        for number, request in enumerate(arrivals):
+            if not self._over(request):
+                try:
+                    key: object = (
+                        request.adapter if self._network.joins else (request.adapter, time.monotonic(), number)
+                    )
+                    groups.setdefault(key, []).append(Row.of(request))
+                except Exception as error:
+                    request.fail(error)
+        for key, rows in groups.items():
+            rows.sort(key=lambda row: row.length)
+            while rows:
+                size = 1
+                while size < len(rows) and (size + 1) * rows[size].length <= self._max_prefill:
+                    size += 1
+                self._prefill(key, rows[:size])
+                rows = rows[size:]
+
+    def _prefill(self, key: object, rows: list[Row]) -> None:
+        batch = self._batches.get(key) or Batch(self._network, self._forward)
+        try:
+            extend(rows, batch.add(rows))
+        except Exception as error:
+            # One bad request must not fail those read along with it.
+            if len(rows) > 1:
+                for row in rows:
+                    self._prefill(key, [row])
+            else:
+                logger.warning("a request failed while its prompt was read", exc_info=error)
+                rows[0].request.fail(_failure(error))
+            return
+        self._batches[key] = batch
+        self._settle(key, rows)
+
+    def _advance(self, key: object) -> None:
+        batch = self._batches.get(key)
+        if batch is None:
+            return
+        batch.drop({row for row in batch.rows if self._over(row.request)})
+        if batch.rows:
+            try:
+                extend(batch.rows, batch.step())
+            except Exception as error:
+                logger.warning("a batch failed while it was written", exc_info=error)
+                for row in batch.rows:
+                    row.request.fail(_failure(error))
+                batch.rows = []
+        self._settle(key, batch.rows)
+
+    def _settle(self, key: object, rows: Sequence[Row]) -> None:
+        """Stream what is new, complete what is finished, and forget a batch without rows."""
+        batch = self._batches[key]
+        gone = set()
+        for row in rows:
+            try:
+                if self._deliver(row):
+                    gone.add(row)
+            except Exception as error:
+                row.request.fail(_failure(error))
+                gone.add(row)
+        batch.drop(gone)
+        if not batch.rows:
+            del self._batches[key]
+
+    def _deliver(self, row: Row) -> bool:
+        """Returns whether the row is finished."""
+        request, options = row.request, row.request.options
+        ended = row.tokens[-1] in self._renderer.end_ids
+        finished = ended or len(row.tokens) >= options.max_new_tokens
+        if not (finished or options.stop or request.emit):
+            return False
+        text = self._renderer.decode(row.tokens)
+        cut = min((at for s in options.stop if (at := text.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            text, ended, finished = text[:cut], True, True
+        whole = text.strip()
+        if request.emit:
+            safe = whole if finished else _safe(text.lstrip(), options.stop)
+            if len(safe) > row.sent:
+                request.emit(safe[row.sent :])
+                row.sent = len(safe)
+        if finished:
+            request.succeed(
+                Generation(
+                    whole,
+                    tuple(row.logprobs),
+                    tuple(row.margins),
+                    tuple(row.entropies),
+                    Usage(len(request.ids), len(row.tokens)),
+                    "stop" if ended else "length",
+                )
+            )
+        return finished
+
+    def _over(self, request: Request) -> bool:
+        if request.future.done():
+            return True
+        if request.deadline is not None and time.monotonic() > request.deadline:
+            request.fail(
+                GenerationError(
+                    f"no answer within {request.options.timeout:g} s; raise timeout, lower max_new_tokens, "
+                    "or send fewer requests at once"
+                )
+            )
+            return True
+        return False
+
+    def _forward(self, rows: Sequence[Row], **inputs: Any) -> Any:
+        self._switch.use(rows[0].request.adapter)
+        return self._model(**inputs)
+
+    def _abandon(self) -> None:
+        error = GenerationError("the model was closed while this request waited; load it again")
+        with self._wake:
+            self._closed = True
+            waiting = [*self._pending, *(row.request for row in self._live())]
+            calls = list(self._calls)
+            self._pending.clear()
+            self._calls.clear()
+        for request in waiting:
+            request.fail(error)
+        for _, future in calls:
+            future.set_exception(error)
+        self._batches.clear()
+
+
+def _safe(text: str, stop: Sequence[str]) -> str:
+    """As much of ``text`` as later tokens cannot take back."""
+    text = text.rstrip("\ufffd")  # half a character
+    held = 0
+    for string in stop:
+        for size in range(min(len(string) - 1, len(text)), held, -1):
+            if text.endswith(string[:size]):
+                held = size
+                break
+    return text[: len(text) - held].rstrip()
+
+
+def _failure(error: Exception) -> GenerationError:
+    if isinstance(error, GenerationError):
+        return error
+    failure = GenerationError(f"the model failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _complete(function: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
