@@ -157,7 +157,8 @@ def _resampled_means(x: FloatArray, draws: int, seed: int, groups: ArrayLike | N
         _, index = np.unique(np.asarray(groups), return_inverse=True)
         if index.shape != x.shape:
             raise ValueError(f"groups must have shape {x.shape}, got {index.shape}")
-        sums, counts = np.bincount(index, x), np.bincount(index, np.ones_like(x))
+        sums = np.asarray(np.bincount(index, x), dtype=np.float64)
+        counts = np.asarray(np.bincount(index), dtype=np.float64)
     rng = np.random.default_rng(seed)
     step = max(1, CHUNK // len(sums))
     parts = []

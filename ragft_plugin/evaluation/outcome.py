@@ -47,6 +47,10 @@ def _without_null(value: Any) -> Any:
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
+def _visible(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in metadata.items() if k not in NEVER_FEATURES}
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
 Identifier = Annotated[str, BeforeValidator(_as_id), Field(min_length=1)]
 
@@ -65,8 +69,7 @@ class PassageRow(_Row):
 
     def passage(self) -> Passage:
         """The passage as signals see it: a missing score is 0, metadata that tells the outcome is gone."""
-        kept = {k: v for k, v in self.metadata.items() if k not in NEVER_FEATURES}
-        return Passage(self.id, self.text, 0.0 if self.score is None else self.score, kept)
+        return Passage(self.id, self.text, 0.0 if self.score is None else self.score, _visible(self.metadata))
 
 
 class DraftRow(_Row):
@@ -254,7 +257,10 @@ class Outcome(_Row):
         """The fields that signals may read, as plain data; final answers only of arms that have a draft."""
         hidden = NEVER_FEATURES | {"answers", "arm", "cost", "decision_id", "forced"}
         hidden |= {"propensities", "stage_probability"}
-        return self.model_dump(exclude=set(hidden), exclude_none=True)
+        fields = self.model_dump(exclude=set(hidden), exclude_none=True)
+        for passage in fields.get("passages", ()):
+            passage["metadata"] = _visible(passage["metadata"])
+        return fields
 
 
 def reads_passages(arm: str) -> bool:

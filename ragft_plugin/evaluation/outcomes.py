@@ -59,6 +59,8 @@ def read_outcomes(path: str | os.PathLike[str], arms: Sequence[str] | None = Non
     for number, line in _lines(name):
         try:
             fields = json.loads(line)
+            if "\\u" in line:  # half a surrogate pair passes the parser and breaks every writer after it
+                json.dumps(fields, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise DataError(f"not a JSON object: {error}", path=name, line=number) from None
         if not isinstance(fields, dict):
