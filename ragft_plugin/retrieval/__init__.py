@@ -1,0 +1,48 @@
+"""The knowledge base: hybrid, filtered, incremental retrieval in a directory. Extra: ``retrieval``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ragft_plugin.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from ragft_plugin.retrieval.encoders import (
+        HashingEncoder,
+        MiniLMEncoder,
+        SentenceTransformersEncoder,
+    )
+    from ragft_plugin.retrieval.knowledge_base import Changes, KnowledgeBase
+
+_HOMES = {
+    "Changes": "knowledge_base",
+    "HashingEncoder": "encoders",
+    "KnowledgeBase": "knowledge_base",
+    "MiniLMEncoder": "encoders",
+    "SentenceTransformersEncoder": "encoders",
+}
+_EXTRA_PACKAGES = {"faiss", "tantivy"}
+
+__all__ = [
+    "Changes",
+    "HashingEncoder",
+    "KnowledgeBase",
+    "MiniLMEncoder",
+    "SentenceTransformersEncoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ImportError as error:
+        if error.name in _EXTRA_PACKAGES:
+            raise MissingExtraError(error.name, "retrieval") from error
+        raise
+
+
+def __dir__() -> list[str]:
+    return __all__

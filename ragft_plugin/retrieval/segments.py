@@ -1,0 +1,165 @@
+"""Segments: immutable files of row numbers and unit vectors, and exact search over them.
+
+A segment is two ``.npy`` files, written beside, synced, renamed, and named by the catalogue together with their
+SHA-256. They are memory-mapped: opening costs one pass to check them, and processes share the pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.catalogue import SegmentRecord
+
+Rows = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+_NAME = re.compile(r"[0-9]{12}-[0-9a-f]{8}")
+
+
+class SegmentMissing(Exception):
+    """A file of a segment is gone: either a newer state has replaced it, or it is lost."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Rows and their vectors.
+
+    Attributes:
+        name: file name without ending.
+        rows: row numbers, sorted, shape (n,).
+        vectors: unit vectors, shape (n, dim); dim 0 without an encoder.
+    """
+
+    name: str
+    rows: Rows
+    vectors: Vectors
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def write_segment(folder: Path, rows: Rows, vectors: Vectors) -> SegmentRecord:
+    """Write a segment and return its record. It means nothing until the catalogue has committed that record."""
+    name = f"{int(rows[0]):012d}-{secrets.token_hex(4)}"
+    sums = [
+        _write(folder / f"{name}.{part}.npy", array)
+        for part, array in (("rows", rows.astype("<i8")), ("vectors", vectors.astype("<f4")))
+    ]
+    sync_folder(folder)
+    return SegmentRecord(name, int(rows[0]), len(rows), vectors.shape[1], *sums)
+
+
+def open_segment(folder: Path, record: SegmentRecord) -> Segment:
+    """Map a segment's files after checking them against the catalogue.
+
+    Raises:
+        SegmentMissing: a file is not there.
+        StoreError: a file is damaged, names the file.
+    """
+    if not _NAME.fullmatch(record.name):
+        raise StoreError(f"{folder}: the catalogue names a segment {record.name!r}, which is no segment's name")
+    arrays = []
+    for part, digest, dtype, shape in (
+        ("rows", record.rows_sha256, "<i8", (record.count,)),
+        ("vectors", record.vectors_sha256, "<f4", (record.count, record.dim)),
+    ):
+        path = folder / f"{record.name}.{part}.npy"
+        try:
+            with _open(path) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != digest:
+                raise StoreError(
+                    f"{path} is damaged: its SHA-256 is {found}, the catalogue says {digest}. "
+                    "Restore it from a copy or index the documents again"
+                )
+            mapped = 0 not in shape
+            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise SegmentMissing(str(path)) from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        if array.dtype != np.dtype(dtype) or array.shape != shape:
+            raise StoreError(f"{path} holds {array.dtype} {array.shape}, the catalogue says {dtype} {shape}")
+        arrays.append(array)
+    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]))
+
+
+def remove_strangers(folder: Path, known: set[str]) -> None:
+    """Delete segment files that no committed state names: left-overs of a process that died, or replaced ones."""
+    for path in folder.iterdir():
+        name = path.name.split(".", 1)[0]
+        if name not in known and _NAME.fullmatch(name):
+            path.unlink(missing_ok=True)
+
+
+def nearest(
+    queries: Vectors, vectors: Vectors, k: int, allowed: NDArray[np.int64] | None
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Exact nearest neighbours by inner product.
+
+    Args:
+        queries: shape (n, dim).
+        vectors: shape (m, dim).
+        k: at most this many.
+        allowed: positions that may be returned, sorted; None for all.
+
+    Returns:
+        scores and positions, both of shape (n, min(k, allowed)), best first.
+    """
+    count = len(vectors) if allowed is None else len(allowed)
+    k = min(k, count)
+    if k == 0 or vectors.shape[1] == 0:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    if allowed is None:
+        scores, positions = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, positions
+    chosen = vectors[allowed] if 2 * count < len(vectors) else None
+    products = queries @ (vectors.T if chosen is None else chosen.T)
+    if chosen is None:
+        products = products[:, allowed]
+    best = np.argpartition(-products, k - 1, axis=1)[:, :k] if k < count else np.tile(np.arange(k), (len(queries), 1))
+    order = np.take_along_axis(best, np.argsort(-np.take_along_axis(products, best, 1), axis=1, kind="stable"), 1)
+    return np.take_along_axis(products, order, 1), allowed[order]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power failure, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    # A link in a stranger's directory could point anywhere.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    return os.fdopen(descriptor, "rb")
+
+
+def _write(path: Path, array: NDArray[np.int64] | NDArray[np.float32]) -> str:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror}; the last complete state is kept") from error
+    return digest
