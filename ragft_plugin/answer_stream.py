@@ -96,9 +96,9 @@ class AnswerStream:
     def _turn(self, item: Routed, name: str, last: Exception | None) -> Course[tuple[Routed, Prompt]]:
         """Get ready to stream from an arm: its passages, its prompt, and the decision that says so."""
         decision = item.decision if last is None else fallen_back(item.decision, name, last)
-        stand_in = Routed(item.evidence, replace(item.decision, arm=name))
+        stand_in = replace(item, decision=replace(item.decision, arm=name))
         (read,) = yield from self._pipeline._read([stand_in], self._request)
-        self.routed = Routed(read.evidence, decision)
+        self.routed = replace(read, decision=decision)
         return self.routed, self._pipeline._arm(name).prompt(read.evidence)
 
     def _fail(self, name: str, pieces: list[str], error: Exception) -> None:

@@ -58,10 +58,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A query with its evidence and decision, not yet answered."""
+    """A query with its evidence and decision, not yet answered.
+
+    Attributes:
+        evidence: what is known of it.
+        decision: what was decided.
+        reader: the arm for which passages were retrieved; None: the shared retriever found them, or nobody yet.
+    """
 
     evidence: Evidence
     decision: Decision
+    reader: str | None = None
 
 
 Work = Retrieve | Generate

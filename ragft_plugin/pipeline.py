@@ -123,11 +123,16 @@ class Pipeline:
         """As ``answer_batch``, without blocking the event loop."""
         return await adrive(self._answer(queries, self._request(**request)))
 
-    def decide(self, queries: Sequence[str], **request: Any) -> list[Routed]:
-        """Decide without answering; ``complete`` answers from what this returns."""
+    def decide(self, queries: Sequence[str | Evidence], **request: Any) -> list[Routed]:
+        """Decide without answering; ``complete`` answers from what this returns.
+
+        Args:
+            queries: questions, or what is known of them already (passages retrieved elsewhere).
+            **request: as for ``answer``.
+        """
         return drive(self._decide(queries, self._request(**request)))
 
-    async def adecide(self, queries: Sequence[str], **request: Any) -> list[Routed]:
+    async def adecide(self, queries: Sequence[str | Evidence], **request: Any) -> list[Routed]:
         """As ``decide``, without blocking the event loop."""
         return await adrive(self._decide(queries, self._request(**request)))
 
@@ -142,13 +147,19 @@ class Pipeline:
 
     def passages(self, routed: Sequence[Routed], **request: Any) -> list[tuple[Passage, ...]]:
         """The passages each chosen arm reads, retrieved if need be; none for a closed-book arm."""
-        filled = drive(self._read(list(routed), self._request(**request)))
-        return [self._read_by(item) for item in filled]
+        return [self._read_by(item) for item in self.read(routed, **request)]
 
     async def apassages(self, routed: Sequence[Routed], **request: Any) -> list[tuple[Passage, ...]]:
         """As ``passages``, without blocking the event loop."""
-        filled = await adrive(self._read(list(routed), self._request(**request)))
-        return [self._read_by(item) for item in filled]
+        return [self._read_by(item) for item in await self.aread(routed, **request)]
+
+    def read(self, routed: Sequence[Routed], **request: Any) -> list[Routed]:
+        """Retrieve what each chosen arm reads; ``complete`` and ``stream`` answer from exactly that."""
+        return drive(self._read(list(routed), self._request(**request)))
+
+    async def aread(self, routed: Sequence[Routed], **request: Any) -> list[Routed]:
+        """As ``read``, without blocking the event loop."""
+        return await adrive(self._read(list(routed), self._request(**request)))
 
     def stream(self, query: str | Routed, **request: Any) -> AnswerStream:
         """Answer one query piece by piece.
@@ -181,8 +192,9 @@ class Pipeline:
             raise ConfigError(f"k must be at least 1, not {k}")
         return Request(scope, k or self.k, cost_weight, arm, options or {})
 
-    def _decide(self, queries: Sequence[str], request: Request) -> Course[list[Routed]]:
-        evidence = [Evidence(check_question(query), scope=request.scope) for query in queries]
+    def _decide(self, queries: Sequence[str | Evidence], request: Request) -> Course[list[Routed]]:
+        known = [query if isinstance(query, Evidence) else Evidence(query) for query in queries]
+        evidence = [replace(e, query=check_question(e.query), scope=request.scope) for e in known]
         decisions: dict[int, Decision] = {}
         # Every stage is gathered at most once, so a router that never decides is a fault, not a loop.
         for _ in range(8):
@@ -261,15 +273,16 @@ class Pipeline:
                 groups.setdefault(item.decision.arm, []).append(i)
         for name, members in groups.items():
             retriever = self._arm(name).retriever
-            evidence = [self._foreign(routed[i].evidence, retriever) for i in members]
+            evidence = [self._readable(routed[i], retriever) for i in members]
             gathered = yield from self._retrieve(retriever, evidence, request)
             for i, new in zip(members, gathered, strict=True):
-                filled[i] = replace(filled[i], evidence=new)
+                filled[i] = replace(filled[i], evidence=new, reader=name)
         return filled
 
-    def _foreign(self, evidence: Evidence, retriever: Retriever | None) -> Evidence:
-        """Evidence for an arm whose retriever is not the shared one: without the shared passages."""
-        return evidence if retriever is self.retriever else replace(evidence, passages=None)
+    def _readable(self, item: Routed, retriever: Retriever | None) -> Evidence:
+        """Evidence for an arm with this retriever: without passages that another retriever found."""
+        found_by = self.retriever if item.reader is None else self._arm(item.reader).retriever
+        return item.evidence if retriever is found_by else replace(item.evidence, passages=None)
 
     def _complete(self, routed: list[Routed], request: Request, began: float) -> Course[list[Answer]]:
         answers: dict[int, Answer] = {}
@@ -313,19 +326,19 @@ class Pipeline:
 
     def _fall_back(self, item: Routed, error: Exception, request: Request) -> Course[tuple[Routed, Answer]]:
         for name in self._fallbacks(item.decision):
-            tried = Routed(item.evidence, fallen_back(item.decision, name, error))
+            tried = replace(item, decision=fallen_back(item.decision, name, error))
             logger.warning("arm %s failed (%s); answering with %s", item.decision.arm, error, name)
             draft = item.evidence.drafts.get(name)
             if draft is not None:
                 return tried, draft
             # The reader looks at the arm that runs; the decision keeps the arm that was chosen.
-            stand_in = Routed(item.evidence, replace(item.decision, arm=name))
+            stand_in = replace(item, decision=replace(item.decision, arm=name))
             try:
                 ((done, answer),) = yield from self._run(name, [stand_in], request)
             except Exception as another:
                 error = another
                 continue
-            return Routed(done.evidence, tried.decision), answer
+            return replace(done, decision=tried.decision), answer
         raise GenerationError(
             f"arm {item.decision.arm!r} failed and no fallback answered; last error: {error}"
         ) from error

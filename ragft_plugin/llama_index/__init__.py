@@ -1,0 +1,79 @@
+"""LlamaIndex: routing as a query engine, a retriever, a selector, a chat engine, an LLM and a vector store.
+
+Every class here is thin: it turns LlamaIndex' values into the package's and calls a ``Pipeline``. Which arm answers is
+decided there, once per question. Nothing reads or writes LlamaIndex' global ``Settings``. Names are imported when
+first used, so importing this folder costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ragft_plugin.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from ragft_plugin.llama_index.decisions import decision_from_dict, decision_to_dict
+    from ragft_plugin.llama_index.engine_arms import EngineArm, EngineGenerator, from_query_engine
+    from ragft_plugin.llama_index.events import RouteDecisionEvent
+    from ragft_plugin.llama_index.generators import LLMGenerator, SynthesizerGenerator, from_llm
+    from ragft_plugin.llama_index.nodes import NodePassage, node_from, passage_from
+    from ragft_plugin.llama_index.parts import pipeline_from
+    from ragft_plugin.llama_index.query_engine import RoutedQueryEngine
+    from ragft_plugin.llama_index.retriever import RoutedRetriever
+    from ragft_plugin.llama_index.retrievers import NodeRetriever, from_retriever
+
+_MODULES = {
+    "EngineArm": "engine_arms",
+    "EngineGenerator": "engine_arms",
+    "LLMGenerator": "generators",
+    "NodePassage": "nodes",
+    "NodeRetriever": "retrievers",
+    "RouteDecisionEvent": "events",
+    "RoutedQueryEngine": "query_engine",
+    "RoutedRetriever": "retriever",
+    "SynthesizerGenerator": "generators",
+    "decision_from_dict": "decisions",
+    "decision_to_dict": "decisions",
+    "from_llm": "generators",
+    "from_query_engine": "engine_arms",
+    "from_retriever": "retrievers",
+    "node_from": "nodes",
+    "passage_from": "nodes",
+    "pipeline_from": "parts",
+}
+
+__all__ = [
+    "EngineArm",
+    "EngineGenerator",
+    "LLMGenerator",
+    "NodePassage",
+    "NodeRetriever",
+    "RouteDecisionEvent",
+    "RoutedQueryEngine",
+    "RoutedRetriever",
+    "SynthesizerGenerator",
+    "decision_from_dict",
+    "decision_to_dict",
+    "from_llm",
+    "from_query_engine",
+    "from_retriever",
+    "node_from",
+    "passage_from",
+    "pipeline_from",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("llama_index", "workflows")):
+            raise
+        raise MissingExtraError("llama-index-core", "llama-index") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

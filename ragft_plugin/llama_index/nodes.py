@@ -1,0 +1,80 @@
+"""Nodes of LlamaIndex <-> passages: one function per direction; what the caller gave is never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+from ragft_plugin.llama_index.decisions import DECISION_KEY, decision_from_dict, decision_to_dict
+from ragft_plugin.types import Decision, Passage
+
+
+@dataclass(frozen=True, slots=True)
+class NodePassage(Passage):
+    """A passage that remembers its node, so that relationships, templates and offsets survive the way back.
+
+    Attributes:
+        node: where the passage came from.
+    """
+
+    node: BaseNode | None = field(default=None, repr=False, compare=False)
+
+
+def passage_from(found: NodeWithScore) -> Passage:
+    """A passage of a node; a node without a score gets 0.
+
+    Example:
+        >>> passage_from(NodeWithScore(node=TextNode(id_="7", text="In Rome."), score=0.5))
+        NodePassage(id='7', text='In Rome.', score=0.5, metadata={})
+    """
+    node = found.node
+    return NodePassage(
+        id=node.node_id,
+        text=node.get_content(metadata_mode=MetadataMode.NONE),
+        score=0.0 if found.score is None else float(found.score),
+        metadata=dict(node.metadata),
+        node=node,
+    )
+
+
+def node_from(passage: Passage, decision: Decision | None = None) -> NodeWithScore:
+    """A node of a passage; one that came from a node gives that node back.
+
+    Args:
+        passage: what to convert.
+        decision: written into the metadata of (a copy of) the node, hidden from LLMs and embeddings.
+    """
+    node = passage.node if isinstance(passage, NodePassage) and passage.node is not None else _text_node(passage)
+    if decision is not None:
+        node = node.model_copy(
+            update={
+                "metadata": {**node.metadata, DECISION_KEY: decision_to_dict(decision)},
+                "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, DECISION_KEY],
+                "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, DECISION_KEY],
+            }
+        )
+    return NodeWithScore(node=node, score=passage.score)
+
+
+def decision_of(nodes: Sequence[NodeWithScore]) -> Decision | None:
+    """The decision that routed nodes carry, or None."""
+    for found in nodes:
+        value = found.node.metadata.get(DECISION_KEY)
+        if isinstance(value, dict):
+            return decision_from_dict(value)
+    return None
+
+
+def _text_node(passage: Passage) -> TextNode:
+    source = passage.metadata.get("source")
+    related = {} if source is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(source))}
+    return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata), relationships=related)
