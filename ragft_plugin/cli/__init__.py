@@ -1,0 +1,1 @@
+"""The command ``ragft``: one module per subcommand."""

@@ -1,0 +1,54 @@
+"""``ragft init``: a ragft.yaml to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ragft_plugin.config import FILE_NAME
+from ragft_plugin.errors import ConfigError
+
+TEMPLATE = """\
+# Settings of this project. Paths are relative to this file.
+version: 1
+
+# Any Hugging Face causal language model: a folder, or a name on the hub such as Qwen/Qwen3-0.6B.
+# "pocket" is the small model that comes with the package; it knows the demo's world and little else.
+base: {base}
+
+# Filled by: ragft index DOCUMENTS
+knowledge_base: knowledge_base
+encoder: {encoder}          # hashing (no download) | minilm (extra "embedded") | a sentence-transformers model
+
+# Made by: ragft train ROWS.jsonl --name NAME
+adapters: {{}}
+
+# What to choose among; empty: every arm that the above allows (base, rag, adapter:NAME, rag+adapter:NAME).
+arms: []
+
+# Made by: ragft run-arms QUESTIONS.jsonl, then: ragft fit outcomes.jsonl
+router: router
+
+k: 3
+cost_weight: 0.0           # reward given up per unit of cost
+costs:
+  retrieval: 1.0           # your unit: retrievals, tokens, milliseconds, money
+  generation: 0.0
+generation:
+  max_new_tokens: 128
+"""
+
+
+@click.command("init")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option("--base", default="pocket", show_default=True, help="Base model: folder or hub name.")
+@click.option("--encoder", default="hashing", show_default=True, help="Text encoder of the knowledge base.")
+def command(folder: Path, base: str, encoder: str) -> None:
+    """Write a ragft.yaml to start from into FOLDER."""
+    path = folder / FILE_NAME
+    if path.exists():
+        raise ConfigError(f"{path} is already there; edit it, or remove it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(TEMPLATE.format(base=base, encoder=encoder), encoding="utf-8")
+    click.echo(f"wrote {path}. Next: ragft index DOCUMENTS")
