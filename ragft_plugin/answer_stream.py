@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ragft_plugin.course import Course, Request, Routed, adrive, astream, drive, fallen_back
 from ragft_plugin.errors import ConfigError, DataError, GenerationError, PartialAnswerError
-from ragft_plugin.types import Answer, Generation, Prompt
+from ragft_plugin.types import Answer, Generation, Passage, Prompt
 
 if TYPE_CHECKING:
     from ragft_plugin.pipeline import Pipeline
@@ -33,6 +34,15 @@ class AnswerStream:
         self._pipeline = pipeline
         self._request = request
         self._began = time.perf_counter()
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """What the answering arm reads; known from the first piece on."""
+        if self.routed is None:
+            return ()
+        decision = self.routed.decision
+        reads = self._pipeline._arm(decision.fallback or decision.arm).retrieves
+        return (self.routed.evidence.passages or ()) if reads else ()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the pieces."""
@@ -60,7 +70,7 @@ class AnswerStream:
             return
         raise GenerationError(f"no arm answered; last error: {last}") from last
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncGenerator[str]:
         """Yield the pieces without blocking the event loop."""
         pipeline = self._pipeline
         item = await adrive(self._prepare())
@@ -74,9 +84,10 @@ class AnswerStream:
                 item, prompt = await adrive(self._turn(item, name, last))
                 arm = pipeline._arm(name)
                 options = {**arm.options, **self._request.options}
-                async for piece in astream(arm, prompt, options):
-                    pieces.append(piece)
-                    yield piece
+                async with aclosing(astream(arm, prompt, options)) as made:
+                    async for piece in made:
+                        pieces.append(piece)
+                        yield piece
             except (ConfigError, DataError):
                 raise
             except Exception as error:

@@ -8,7 +8,8 @@ What happens in which order is thus written once for both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator as Pieces
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -109,11 +110,19 @@ async def adrive(course: Course[T]) -> T:
             step = _send(course, result)
 
 
-async def astream(arm: Arm, prompt: Prompt, options: Mapping[str, Any]) -> AsyncIterator[str]:
-    """Stream from an arm's generator; one that knows no async is iterated in threads, piece by piece."""
+async def astream(arm: Arm, prompt: Prompt, options: Mapping[str, Any]) -> Pieces[str]:
+    """Stream from an arm's generator; one that knows no async is iterated in threads, piece by piece.
+
+    Whoever stops reading early closes this, and this closes the generator's stream: nobody generates for nothing.
+    """
     if isinstance(arm.generator, AsyncGenerator):
-        async for piece in arm.generator.astream(prompt, **options):
-            yield piece
+        made = arm.generator.astream(prompt, **options)
+        try:
+            async for piece in made:
+                yield piece
+        finally:
+            if isinstance(made, Pieces):
+                await made.aclose()
         return
     pieces = iter(arm.generator.stream(prompt, **options))
     while (found := await asyncio.to_thread(next, pieces, None)) is not None:

@@ -1,0 +1,68 @@
+"""LangChain: routing as a retriever, a chain, a chat model, a vector store and a middleware.
+
+Every class here is thin: it turns LangChain's values into the package's and calls a ``Pipeline``. Which arm answers is
+decided there, once per question. Names are imported when first used, so importing this folder costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ragft_plugin.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from ragft_plugin.langchain.chain import RoutedChain
+    from ragft_plugin.langchain.decisions import decision_from_dict, decision_to_dict
+    from ragft_plugin.langchain.documents import document_from, passage_from
+    from ragft_plugin.langchain.generators import ChatModelGenerator, from_chat_model
+    from ragft_plugin.langchain.loading import load
+    from ragft_plugin.langchain.parts import pipeline_from
+    from ragft_plugin.langchain.retriever import RoutedRetriever
+    from ragft_plugin.langchain.retrievers import RunnableRetriever, from_retriever
+
+_MODULES = {
+    "ChatModelGenerator": "generators",
+    "RoutedChain": "chain",
+    "RoutedRetriever": "retriever",
+    "RunnableRetriever": "retrievers",
+    "decision_from_dict": "decisions",
+    "decision_to_dict": "decisions",
+    "document_from": "documents",
+    "from_chat_model": "generators",
+    "from_retriever": "retrievers",
+    "load": "loading",
+    "passage_from": "documents",
+    "pipeline_from": "parts",
+}
+
+__all__ = [
+    "ChatModelGenerator",
+    "RoutedChain",
+    "RoutedRetriever",
+    "RunnableRetriever",
+    "decision_from_dict",
+    "decision_to_dict",
+    "document_from",
+    "from_chat_model",
+    "from_retriever",
+    "load",
+    "passage_from",
+    "pipeline_from",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"langchain_core", "langchain", "langgraph"}:
+            raise
+        raise MissingExtraError(missing, "langchain" if missing == "langchain_core" else "agents") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

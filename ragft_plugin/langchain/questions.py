@@ -1,0 +1,117 @@
+"""What a chain may be asked: a string, a dict, messages; and a chat condensed to one standalone question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.messages import BaseMessage, convert_to_messages, get_buffer_string
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable
+
+from ragft_plugin.arms import Arm
+from ragft_plugin.errors import DataError
+from ragft_plugin.langchain.generators import from_chat_model, is_model
+from ragft_plugin.pipeline import Pipeline
+from ragft_plugin.prompts import check_question
+from ragft_plugin.types import Prompt
+
+QUESTION_KEYS = ("input", "question", "query")
+CONDENSE = (
+    "Rewrite the last question of this chat so that it can be understood without the chat. Do not answer it; return "
+    "it as it is if it already can.\n\n{chat}\n\nLast question: {question}\n\nStandalone question:"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt(Prompt):
+    """A prompt to condense a chat, and what it was made of."""
+
+    last: str = ""
+    history: tuple[BaseMessage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question as it came in.
+
+    Attributes:
+        question: what to answer, stripped.
+        history: earlier messages of the chat, oldest first.
+        decision: a decision made elsewhere, in whatever form, or None.
+    """
+
+    question: str
+    history: tuple[BaseMessage, ...] = ()
+    decision: Any = None
+
+    def condensing(self) -> ChatPrompt:
+        """The prompt whose answer is the question, understandable without the chat."""
+        chat = get_buffer_string(list(self.history))
+        return ChatPrompt(CONDENSE.format(chat=chat, question=self.question), None, self.question, self.history)
+
+
+def asked_from(value: Any) -> Asked:
+    """Read what a chain was called with.
+
+    Args:
+        value: a question; a list of messages or a prompt value, whose last message is the question; or a dict with
+            ``input`` (or ``question``, ``query``, ``messages``), and perhaps ``chat_history`` and ``decision``.
+
+    Raises:
+        DataError: if there is no question in it.
+
+    Example:
+        >>> asked_from([("human", "Who founded Rome?"), ("ai", "Romulus."), ("human", "When?")]).question
+        'When?'
+    """
+    if isinstance(value, str):
+        return Asked(check_question(value))
+    if isinstance(value, PromptValue):
+        return _from_messages(value.to_messages())
+    if isinstance(value, BaseMessage):
+        return _from_messages([value])
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    if isinstance(value, Sequence):
+        return _from_messages(value)
+    raise DataError(f"expected a question, a dict or messages, not {type(value).__name__}")
+
+
+def condenser(given: Runnable[Any, Any] | None, pipeline: Pipeline) -> Arm:
+    """What condenses chats: the given model or chain, or else the generator of the pipeline's first closed-book arm.
+
+    A model is given one message with the chat in it, a chain ``{"input", "chat_history"}``.
+    """
+    if given is None:
+        arms = list(pipeline.arms.values())
+        return next((arm for arm in arms if not arm.retrieves), arms[0])
+    return Arm("condense", from_chat_model(given) if is_model(given) else from_chat_model(given, render=_chat_inputs))
+
+
+def _chat_inputs(prompt: Prompt) -> dict[str, Any]:
+    chat = cast(ChatPrompt, prompt)
+    return {"input": chat.last, "chat_history": list(chat.history)}
+
+
+def _from_mapping(value: Mapping[str, Any]) -> Asked:
+    found = next((value[key] for key in (*QUESTION_KEYS, "messages") if value.get(key) is not None), None)
+    if found is None:
+        raise DataError(
+            f"there is no question: expected one of the keys {', '.join(QUESTION_KEYS)} or messages, "
+            f"got {', '.join(map(str, value)) or 'an empty dict'}"
+        )
+    inner = asked_from(found)
+    history = convert_to_messages(value.get("chat_history") or [])
+    return Asked(inner.question, (*history, *inner.history), value.get("decision"))
+
+
+def _from_messages(value: Sequence[Any]) -> Asked:
+    messages = convert_to_messages(value)
+    if not messages:
+        raise DataError("the list of messages is empty; its last message must be the question")
+    *history, last = messages
+    if last.type != "human":
+        raise DataError(f"the last message must be the question of a human, not of type {last.type!r}")
+    return Asked(check_question(str(last.text)), tuple(message for message in history if message.type != "system"))

@@ -1,0 +1,109 @@
+"""A retriever that first decides whether there is anything to look up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+
+from ragft_plugin.course import Routed
+from ragft_plugin.langchain.decisions import decision_to_dict
+from ragft_plugin.langchain.documents import document_from
+from ragft_plugin.langchain.parts import pipeline_from
+from ragft_plugin.langchain.tracing import Call, aroute, parents, route
+from ragft_plugin.pipeline import Pipeline
+from ragft_plugin.types import Filter, Passage
+
+
+class RoutedRetriever(BaseRetriever):
+    """Drop-in for any retriever: what the chosen arm reads, or nothing if it reads nothing.
+
+    Every document's metadata hold the ``decision``. In a chain that also answers, give this retriever to
+    ``RoutedChain``, which then decides once for both.
+
+    Args:
+        pipeline: decides and retrieves.
+        k: documents per question; None means the pipeline's.
+        filter: access filter; None lets everything through.
+        cost_weight: reward given up per unit of cost; None means the router's own.
+        arm: force this arm.
+
+    Example::
+
+        retriever = RoutedRetriever.from_retriever(vector_store, router=Router.load("router"))
+        chain = create_retrieval_chain(retriever, combine_docs_chain)
+    """
+
+    pipeline: Pipeline
+    k: int | None = None
+    filter: dict[str, Any] | None = None
+    cost_weight: float | None = None
+    arm: str | None = None
+
+    @classmethod
+    def from_retriever(cls, retriever: Any, *, router: Any, models: Any = None, **options: Any) -> RoutedRetriever:
+        """Route a LangChain retriever, vector store or Runnable.
+
+        Args:
+            retriever: what finds documents.
+            router: decides; its arms are ``base`` (do not look up) and ``rag``.
+            models: needed only by a router that looks at drafts; see ``pipeline_from``.
+            **options: of this class.
+        """
+        return cls(pipeline=pipeline_from(router=router, retriever=retriever, models=models), **options)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Filter | None = None,
+        cost_weight: float | None = None,
+        arm: str | None = None,
+    ) -> list[Document]:
+        request = self._request(k, filter, cost_weight, arm)
+        call = Call.of(query, run_manager)
+        routed = route(self.pipeline, [call], request)
+        with parents([call.after(routed[0])]):
+            (passages,) = self.pipeline.passages(routed, **request)
+        return _documents(routed[0], passages)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Filter | None = None,
+        cost_weight: float | None = None,
+        arm: str | None = None,
+    ) -> list[Document]:
+        request = self._request(k, filter, cost_weight, arm)
+        call = Call.of(query, run_manager)
+        routed = await aroute(self.pipeline, [call], request)
+        with parents([call.after(routed[0])]):
+            (passages,) = await self.pipeline.apassages(routed, **request)
+        return _documents(routed[0], passages)
+
+    def _request(
+        self, k: int | None, filter: Filter | None, cost_weight: float | None, arm: str | None
+    ) -> dict[str, Any]:
+        return {
+            "k": self.k if k is None else k,
+            "scope": self.filter if filter is None else filter,
+            "cost_weight": self.cost_weight if cost_weight is None else cost_weight,
+            "arm": arm or self.arm,
+        }
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        params = super()._get_ls_params(**kwargs)
+        source = getattr(self.pipeline.retriever, "source", self.pipeline.retriever)
+        store = getattr(source, "vectorstore", source)
+        return {**params, "ls_vector_store_provider": type(store).__name__}
+
+
+def _documents(routed: Routed, passages: tuple[Passage, ...]) -> list[Document]:
+    return [document_from(passage, decision=decision_to_dict(routed.decision)) for passage in passages]
