@@ -1,0 +1,82 @@
+"""What a router knows of an adapter's training: to route before there are outcomes, and to notice staleness.
+
+An adapter gets stale, a knowledge base does not. When the evidence for a query is newer than the adapter, or is a
+passage that it was trained on and that has changed since, the adapter is not asked closed-book.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ragft_plugin.types import Passage
+
+CHANGED_KEYS = ("updated_at", "modified_at", "changed_at", "last_modified", "date")
+LOOK_AT = 3  # the first passages are the evidence; what ranks below hardly bears on the answer
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """When and on what an adapter was trained, as its manifest says.
+
+    Attributes:
+        trained_at: time of training, seconds since 1970 or an ISO 8601 string; None if unknown.
+        passages: id -> content hash of the passages trained on (see ``content_hash``).
+        questions: a sample of the questions trained on, for the cold start.
+    """
+
+    trained_at: float | str | None = None
+    passages: Mapping[str, str] = field(default_factory=dict)
+    questions: Sequence[str] = ()
+
+
+def content_hash(text: str) -> str:
+    """Hash of a passage's text, as manifests keep it.
+
+    Example:
+        >>> content_hash("a")[:8]
+        'ca978112'
+    """
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def seconds(value: Any) -> float | None:
+    """A time as seconds since 1970, or None if it is not one.
+
+    Example:
+        >>> seconds("1970-01-02"), seconds(5), seconds("soon")
+        (86400.0, 5.0, None)
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return None
+
+
+def staleness(record: AdapterRecord, passages: Sequence[Passage]) -> str | None:
+    """Why an adapter is stale for this evidence, in words, or None."""
+    trained = seconds(record.trained_at)
+    for passage in passages[:LOOK_AT]:
+        known = record.passages.get(passage.id)
+        if known is not None:
+            now = passage.metadata.get("content_hash") or content_hash(passage.text)
+            if now != known:
+                return f"passage {passage.id!r} has changed since it was trained on"
+            continue
+        if trained is None:
+            continue
+        for key in CHANGED_KEYS:
+            changed = seconds(passage.metadata.get(key))
+            if changed is not None and changed > trained:
+                return f"passage {passage.id!r} is newer than its training"
+    return None

@@ -1,0 +1,143 @@
+"""Cold start: routing before there are outcomes.
+
+Two numbers are compared, none of them learnt:
+
+* coverage - the share of the question's words, rare ones counting more, that the best passage contains: can the
+  knowledge base answer this?
+* closeness - the cosine between the question and the nearest question the adapter was trained on: was it taught
+  this?
+
+With documented thresholds: taught and not covered -> the adapter alone; taught and covered -> both, where there is
+such an arm, else the larger margin; covered only -> retrieval; neither -> retrieval if there is any, because it says
+what it found. Whatever it decides is a guess and its confidence says so: run some queries through all arms and fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragft_plugin.routing.adapters import AdapterRecord
+from ragft_plugin.routing.text import Sparse, Tfidf, cosine, words
+from ragft_plugin.types import Evidence, FloatArray
+
+_COMMON = frozenset(
+    "a an and are as at be by can did do does for from had has have how in is it its of on or that the their they this "
+    "to was were what when where which who whom whose why will with would you your me my".split()
+)
+MAX_QUESTIONS = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class ColdStart:
+    """Thresholds on coverage and closeness.
+
+    Attributes:
+        arms: names.
+        reads: whether each arm reads passages, shape (a,).
+        taught: per arm, the index in ``questions`` of its adapter, or -1.
+        tfidf: weights of words in training questions.
+        questions: per adapter, vectors of its training questions.
+        covered: threshold on coverage.
+        close: threshold on closeness.
+    """
+
+    arms: tuple[str, ...]
+    reads: tuple[bool, ...]
+    taught: tuple[int, ...]
+    tfidf: Tfidf
+    questions: tuple[tuple[Sparse, ...], ...]
+    covered: float
+    close: float
+    texts: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        arms: Sequence[str],
+        reads: Mapping[str, bool],
+        adapters: Mapping[str, AdapterRecord],
+        *,
+        covered: float,
+        close: float,
+    ) -> ColdStart:
+        """Prepare; ``adapters`` are known by arm name."""
+        texts: list[tuple[str, ...]] = []
+        taught: list[int] = []
+        for arm in arms:
+            record = adapters.get(arm)
+            if record is None or not record.questions:
+                taught.append(-1)
+                continue
+            taught.append(len(texts))
+            texts.append(tuple(record.questions[:MAX_QUESTIONS]))
+        return cls.prepare(tuple(arms), tuple(reads[a] for a in arms), tuple(taught), tuple(texts), covered, close)
+
+    @classmethod
+    def prepare(
+        cls,
+        arms: tuple[str, ...],
+        reads: tuple[bool, ...],
+        taught: tuple[int, ...],
+        texts: tuple[tuple[str, ...], ...],
+        covered: float,
+        close: float,
+    ) -> ColdStart:
+        """Weigh the training questions' words."""
+        split = [[words(q) for q in each] for each in texts]
+        tfidf = Tfidf.fit((w for each in split for w in each), min_df=1)
+        vectors = tuple(tuple(tfidf.transform(w) for w in each) for each in split)
+        return cls(arms, reads, taught, tfidf, vectors, covered, close, texts)
+
+    def wants_passages(self, evidence: Evidence) -> bool:
+        """Whether a retrieval would help to decide."""
+        return evidence.passages is None and any(self.reads)
+
+    def judge(self, evidence: Evidence, stale: Mapping[int, str]) -> tuple[FloatArray, float, tuple[str, ...]]:
+        """Values of the arms, shape (a,), the confidence, and the reasons."""
+        query = words(evidence.query)
+        vector = self.tfidf.transform(query)
+        near = [max((cosine(vector, q) for q in each), default=0.0) for each in self.questions]
+        coverage = self._coverage(query, evidence)
+        # The margin over its threshold, in [-1, 1], is what makes the two comparable.
+        value = np.zeros(len(self.arms))
+        for a, reads in enumerate(self.reads):
+            taught = near[self.taught[a]] - self.close if self.taught[a] >= 0 else None
+            found = coverage - self.covered
+            if reads and taught is not None:
+                value[a] = min(found, taught) + 0.5 if found >= 0.0 and taught >= 0.0 else min(found, taught)
+            elif reads:
+                # An arm that reads is the safe one: it shows what it found.
+                value[a] = max(found, -0.05)
+            elif taught is not None:
+                value[a] = taught
+            else:
+                value[a] = -0.1
+            if a in stale:
+                value[a] = -np.inf
+        best = int(np.round(value, 9).argmax())
+        reasons = [f"{self.arms[a]} is stale: {why}" for a, why in stale.items()]
+        if evidence.passages is not None:
+            reasons.append(f"passages cover {coverage:.0%} of the question (threshold {self.covered:.0%})")
+        reasons += [
+            f"closeness to what {self.arms[a]} was trained on is {near[i]:.2f} (threshold {self.close:.2f})"
+            for a, i in enumerate(self.taught)
+            if i >= 0
+        ]
+        reasons.append("cold start: nothing was learnt from outcomes yet")
+        confidence = float(np.clip(0.5 + 0.3 * value[best], 0.3, 0.8)) if np.isfinite(value[best]) else 0.3
+        return value, confidence, tuple(reasons)
+
+    def _coverage(self, query: Sequence[str], evidence: Evidence) -> float:
+        asked = {w for w in query if w not in _COMMON} or set(query)
+        if not asked or not evidence.passages:
+            return 0.0
+        weight = {w: math.sqrt(len(w)) for w in asked}
+        total = sum(weight.values())
+        return max(
+            sum(v for w, v in weight.items() if w in found) / total
+            for found in (set(words(p.text)) for p in evidence.passages)
+        )

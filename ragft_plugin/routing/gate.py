@@ -1,0 +1,94 @@
+"""The gate: do no harm.
+
+A learnt policy is used only if, on queries that it was not learnt from, it earned more than always taking the best
+single arm - that arm, too, chosen on other queries - and not by chance: the lower confidence bound of the mean
+difference must be above zero. Otherwise that single arm is used, and decisions say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragft_plugin.routing.text import IntArray
+from ragft_plugin.types import FloatArray
+
+RESAMPLES = 1000
+OPEN_LEVEL = 0.05  # one-sided: a router without any advantage is let through at most this often
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Mean difference of paired utilities with its bootstrap interval.
+
+    Attributes:
+        mean: of the differences.
+        lower: one-sided 95 % lower bound, which the gate looks at.
+        interval: two-sided 95 % interval.
+    """
+
+    mean: float
+    lower: float
+    interval: tuple[float, float]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the gain is there."""
+        return self.lower > 0.0
+
+
+def paired_gain(difference: FloatArray, group: IntArray, seed: int = 0) -> Gain:
+    """Bootstrap the mean of paired differences.
+
+    Args:
+        difference: utility of the policy minus that of the single arm, shape (n,).
+        group: rows of the same group (same query text) are resampled together, shape (n,).
+        seed: of the resampling.
+
+    Returns:
+        Mean and interval. With fewer than two groups the bounds are minus and plus infinity.
+
+    Example:
+        >>> gain = paired_gain(np.full(50, 0.1), np.arange(50))
+        >>> gain.is_open, round(gain.lower, 3)
+        (True, 0.1)
+    """
+    mean = float(difference.mean())
+    _, group = np.unique(group, return_inverse=True)
+    count = np.bincount(group).astype(np.float64)
+    if len(count) < 2:
+        return Gain(mean, -np.inf, (-np.inf, np.inf))
+    total = np.bincount(group, weights=difference)
+    if np.ptp(total / count) == 0.0:
+        return Gain(mean, mean, (mean, mean))
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        # Multinomial counts are the same bootstrap as drawn indices, without an (n, resamples) array.
+        times = np.bincount(rng.integers(0, len(count), len(count)), minlength=len(count))
+        means[i] = (times @ total) / (times @ count)
+    low, lower, high = np.quantile(means, [0.025, OPEN_LEVEL, 0.975])
+    return Gain(mean, float(lower), (float(low), float(high)))
+
+
+def single_arm(reward: FloatArray, cost: FloatArray, weight: float) -> int:
+    """Index of the arm with the best mean of reward - weight * cost; ties go to the first.
+
+    Args:
+        reward: shape (n, a).
+        cost: of running the arm straight away, shape (n, a).
+        weight: reward given up per unit of cost.
+    """
+    return int(np.round((reward - weight * cost).mean(axis=0), 9).argmax())
+
+
+def single_arm_utility(reward: FloatArray, cost: FloatArray, weight: float, fold: IntArray) -> FloatArray:
+    """What always taking the single arm earns, chosen for each fold on the other folds, shape (n,)."""
+    utility = reward - weight * cost
+    chosen = np.empty(len(reward))
+    for k in np.unique(fold):
+        test = fold == k
+        rest = ~test if (~test).any() else test
+        chosen[test] = utility[test, single_arm(reward[rest], cost[rest], weight)]
+    return chosen

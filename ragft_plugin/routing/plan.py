@@ -1,0 +1,162 @@
+"""The plan: what to do at which cost weight.
+
+Everything that depends on the weight is learnt on a grid of weights and interpolated, so that the weight can be
+chosen per query without learning anew. Between two weights the gate is open if the interpolated lower bound is
+positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragft_plugin.routing.calibration import fit_platt
+from ragft_plugin.routing.costs import Costs
+from ragft_plugin.routing.gate import paired_gain, single_arm, single_arm_utility
+from ragft_plugin.routing.stopping import always, follow, learn_stopping
+from ragft_plugin.routing.text import IntArray
+from ragft_plugin.types import FloatArray
+
+GRID = 14
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """The plan at one weight.
+
+    Attributes:
+        weight: reward given up per unit of cost.
+        safe: index of the best single arm.
+        gain: expected gain of the learnt policy over it.
+        lower: its lower confidence bound.
+        is_open: whether the learnt policy is used.
+        coef: when to stop, shape (stages - 1, 7).
+        platt: intercept and slope that calibrate the chosen arm's confidence.
+    """
+
+    weight: float
+    safe: int
+    gain: float
+    lower: float
+    is_open: bool
+    coef: FloatArray
+    platt: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Settings on a grid of weights.
+
+    Attributes:
+        weights: rising from 0, shape (w,).
+        coef: shape (w, stages - 1, 7).
+        gain: shape (w,).
+        lower: shape (w,).
+        platt: shape (w, 2).
+        means: mean reward of each arm, shape (a,).
+        prices: mean costs.
+        gated: False lets the learnt policy decide whatever its gain.
+    """
+
+    weights: FloatArray
+    coef: FloatArray
+    gain: FloatArray
+    lower: FloatArray
+    platt: FloatArray
+    means: FloatArray
+    prices: Costs
+    gated: bool = True
+
+    def at(self, weight: float) -> Setting:
+        """The setting at a weight, interpolated; beyond the grid its end holds."""
+        last = len(self.weights) - 1
+        i = int(np.clip(np.searchsorted(self.weights, weight, side="right") - 1, 0, last))
+        j = min(i + 1, last)
+        span = self.weights[j] - self.weights[i]
+        t = float(np.clip((weight - self.weights[i]) / span, 0.0, 1.0)) if span > 0.0 else 0.0
+
+        def mix(values: FloatArray) -> FloatArray:
+            mixed: FloatArray = values[i] if t == 0.0 else (1.0 - t) * values[i] + t * values[j]
+            return mixed
+
+        safe = int(np.round(self.means - weight * self.prices.direct, 9).argmax())
+        lower = float(mix(self.lower))
+        a, b = mix(self.platt)
+        return Setting(
+            weight,
+            safe,
+            float(mix(self.gain)),
+            lower,
+            lower > 0.0 or not self.gated,
+            mix(self.coef),
+            (float(a), float(b)),
+        )
+
+
+def weight_grid(prices: Costs) -> FloatArray:
+    """Weights from 0 to where the cheapest arm always wins, shape (w,); only 0 if nothing costs anything."""
+    amounts = np.concatenate([prices.stage.ravel(), prices.arm.ravel()])
+    amounts = amounts[amounts > 1e-12]
+    if not len(amounts):
+        return np.zeros(1)
+    return np.concatenate([[0.0], np.geomspace(2e-3 / amounts.max(), 1.0 / amounts.min(), GRID)])
+
+
+def learn_plan(
+    probability: Sequence[FloatArray],
+    reward: FloatArray,
+    means: FloatArray,
+    costs: Costs,
+    fold: IntArray,
+    group: IntArray,
+    *,
+    gated: bool,
+    seed: int,
+) -> Plan:
+    """Learn stopping, gate and confidence at every weight of the grid.
+
+    Args:
+        probability: per stage, out-of-fold calibrated rewards, shape (n, a).
+        reward: what each arm earned, or an unbiased estimate of it, shape (n, a).
+        means: mean reward of each arm, shrunk, shape (a,).
+        costs: of every row.
+        fold: shape (n,).
+        group: rows with the same query text, shape (n,).
+        gated: whether the gate is used.
+        seed: of the bootstrap.
+    """
+    prices = costs.mean()
+    weights = weight_grid(prices)
+    n = len(reward)
+    coef, gain, lower, platt = [], [], [], []
+    for w in weights:
+        safe = int(np.round(means - w * prices.direct, 9).argmax())
+        learnt, utility = learn_stopping(probability, reward, costs, prices, float(w), safe, fold)
+        single = single_arm_utility(reward, costs.direct, float(w), fold)
+        found = paired_gain(utility - single, group, seed)
+        course = follow(probability, reward, costs, prices, float(w), safe, learnt)
+        said = np.stack(probability)[course.stage, np.arange(n), course.arm]
+        earned = np.clip(reward[np.arange(n), course.arm], 0.0, 1.0)
+        coef.append(learnt)
+        gain.append(found.mean)
+        lower.append(found.lower if np.isfinite(found.lower) else -1.0)
+        platt.append(fit_platt(said, earned))
+    return Plan(weights, np.stack(coef), np.array(gain), np.array(lower), np.array(platt), means, prices, gated)
+
+
+def no_plan(stages: int, means: FloatArray, prices: Costs) -> Plan:
+    """The plan of one who knows nothing: the best single arm at once."""
+    return Plan(
+        np.zeros(1),
+        always(stages, 0)[None],
+        np.zeros(1),
+        np.full(1, -1.0),
+        np.array([[0.0, 1.0]]),
+        means,
+        prices,
+    )
+
+
+__all__ = ["Plan", "Setting", "learn_plan", "no_plan", "single_arm", "weight_grid"]

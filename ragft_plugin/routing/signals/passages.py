@@ -1,0 +1,88 @@
+"""Signals of the retrieved passages: does the knowledge base hold an answer to this question?"""
+
+from __future__ import annotations
+
+import math
+
+from ragft_plugin.routing.signals.reading import Reading
+from ragft_plugin.routing.signals.registry import signal
+
+
+@signal(stage="passages")
+def score_shape(reading: Reading) -> dict[str, float]:
+    """Best score, its lead over the second and over the rest; unknown where no scores were logged."""
+    scores = [p.score for p in reading.evidence.passages or ()]
+    if not any(scores):
+        return {}
+    top = scores[0]
+    rest = scores[1:]
+    return {
+        "p_score": top,
+        "p_gap": top - rest[0] if rest else 0.0,
+        "p_lead": top - sum(rest) / len(rest) if rest else 0.0,
+    }
+
+
+@signal(stage="passages")
+def coverage(reading: Reading) -> dict[str, float]:
+    """Share of the question's words, by weight, that the passages contain."""
+    found = reading.passage_sets
+    if not found:
+        return {"p_none": 1.0}
+    weights = {w: reading.weight(w) for w in reading.word_set}
+    total = sum(weights.values()) or 1.0
+    each = [sum(v for w, v in weights.items() if w in s) / total for s in found]
+    union = frozenset().union(*found)
+    return {
+        "p_none": 0.0,
+        "p_cover_top": each[0],
+        "p_cover_best": max(each),
+        "p_cover_all": sum(v for w, v in weights.items() if w in union) / total,
+    }
+
+
+@signal(stage="passages")
+def closeness(reading: Reading) -> dict[str, float]:
+    """Cosine between question and passages, and how it falls off."""
+    vectors = reading.passage_vectors
+    if not vectors:
+        return {}
+    each = [reading.similarity(reading.query_vector, v) for v in vectors]
+    return {
+        "p_close_top": each[0],
+        "p_close_best": max(each),
+        "p_close_mean": sum(each) / len(each),
+        "p_words": math.log1p(len(reading.passage_words[0])),
+    }
+
+
+@signal(stage="passages")
+def retrievers_agree(reading: Reading) -> dict[str, float]:
+    """Whether two retrievers put the same passage first.
+
+    Read from the passages' metadata: either one entry per retriever (``retriever`` and ``rank``), or ranks side
+    by side in one passage (``dense_rank`` and ``lexical_rank``, from 1).
+    """
+    passages = reading.evidence.passages or ()
+    tops: dict[str, int] = {}
+    for i, p in enumerate(passages):
+        name = p.metadata.get("retriever")
+        if name is not None and p.metadata.get("rank", 1) == 1:
+            tops.setdefault(str(name), i)
+    if len(tops) >= 2:
+        a, b = list(tops.values())[:2]
+        same = passages[a].id == passages[b].id or passages[a].text == passages[b].text
+        return {
+            "p_agree": float(same),
+            "p_agree_close": reading.similarity(reading.passage_vectors[a], reading.passage_vectors[b]),
+        }
+    if passages:
+        ranks = [passages[0].metadata.get(key) for key in ("dense_rank", "lexical_rank")]
+        if any(r is not None for r in ranks):
+            return {
+                "p_agree": float(ranks[0] == ranks[1] == 1),
+                "p_rank_other": 1.0 / max([r for r in ranks if r is not None] + [1]) if None not in ranks else 0.0,
+            }
+    if len(passages) >= 2:
+        return {"p_agree_close": reading.similarity(reading.passage_vectors[0], reading.passage_vectors[1])}
+    return {}

@@ -1,0 +1,212 @@
+"""Stopping: pay for the next stage of evidence, or decide now.
+
+Backward induction on the log. At the last stage the best arm is taken. At each earlier one, what continuing earned
+more than stopping is regressed on a few numbers that are known by then, and one continues where the regression
+says that it pays. What is regressed is the *realised* difference of the two courses on queries that the reward
+models had not seen, never a predicted maximum: the larger of two noisy predictions is too high on average, and
+would buy evidence for its own sake.
+
+Source: Longstaff & Schwartz, "Valuing American Options by Simulation", Review of Financial Studies, 2001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragft_plugin.routing.costs import Costs
+from ragft_plugin.routing.policies import choose
+from ragft_plugin.routing.text import IntArray
+from ragft_plugin.types import FloatArray
+
+STAGING_ROWS = 300  # fewer cannot tell when to stop; then every query goes to the same stage
+REGRESSORS = 6
+PENALTY = 10.0  # ridge on standardised regressors, as if so many rows had shown no difference
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What became of every query under one policy.
+
+    Attributes:
+        stage: index of the stage at which it was decided, shape (n,).
+        arm: index of the chosen arm, shape (n,).
+        utility: reward minus weighted cost of stages and arm, shape (n,).
+    """
+
+    stage: IntArray
+    arm: IntArray
+    utility: FloatArray
+
+
+def regressors(probability: FloatArray, net: FloatArray, safe: int) -> FloatArray:
+    """What the wish for more evidence depends on, shape (n, 6).
+
+    Args:
+        probability: calibrated reward of each arm, shape (n, a).
+        net: the same minus weighted marginal cost, shape (n, a).
+        safe: index of the best single arm.
+
+    Returns:
+        The best net value and its square, its lead over the second and over the safe arm, the mean reward over
+        arms, and the chosen arm's uncertainty p (1 - p).
+    """
+    n, arms = net.shape
+    out = np.empty((n, REGRESSORS))
+    pick = choose(net)
+    rows = np.arange(n)
+    best = net[rows, pick]
+    second = np.partition(net, arms - 2, axis=1)[:, arms - 2] if arms > 1 else best
+    chosen = probability[rows, pick]
+    out[:, 0] = best
+    out[:, 1] = best * best
+    out[:, 2] = best - second
+    out[:, 3] = best - net[:, safe]
+    out[:, 4] = probability.mean(axis=1)
+    out[:, 5] = chosen * (1.0 - chosen)
+    return out
+
+
+def always(stages: int, stop: int) -> FloatArray:
+    """Coefficients that decide every query at stage ``stop``, shape (stages - 1, 7)."""
+    coef = np.zeros((max(stages - 1, 0), REGRESSORS + 1))
+    coef[:, 0] = np.where(np.arange(len(coef)) < stop, 1.0, -1.0)
+    return coef
+
+
+def wants_more(probability: FloatArray, net: FloatArray, safe: int, coef: FloatArray) -> NDArray[np.bool_]:
+    """Whether to continue from a stage, shape (n,); ``coef`` of that stage, shape (7,)."""
+    if not coef[1:].any():
+        return np.full(len(net), coef[0] > 0.0)
+    gain = coef[0] + regressors(probability, net, safe) @ coef[1:]
+    more: NDArray[np.bool_] = np.round(gain, 9) > 0.0
+    return more
+
+
+def follow(
+    probability: Sequence[FloatArray],
+    reward: FloatArray,
+    costs: Costs,
+    prices: Costs,
+    weight: float,
+    safe: int,
+    coef: FloatArray,
+) -> Course:
+    """Let every query take its course.
+
+    Args:
+        probability: per stage, calibrated reward of each arm, shape (n, a).
+        reward: what each arm earns, shape (n, a).
+        costs: what each query costs, leading with n.
+        prices: what is known of costs beforehand.
+        weight: reward given up per unit of cost.
+        safe: index of the best single arm.
+        coef: shape (stages - 1, 7).
+    """
+    n = len(reward)
+    rows = np.arange(n)
+    stage = np.zeros(n, dtype=np.intp)
+    arm = np.zeros(n, dtype=np.intp)
+    going = np.ones(n, dtype=bool)
+    for s, p in enumerate(probability):
+        net = p - weight * prices.arm[s]
+        stage[going] = s
+        arm[going] = choose(net[going])
+        if s + 1 < len(probability) and going.any():
+            going[going] = wants_more(p[going], net[going], safe, coef[s])
+        else:
+            break
+    price = costs.spent[rows, stage] + costs.arm[rows, stage, arm]
+    return Course(stage, arm, reward[rows, arm] - weight * price)
+
+
+def learn_stopping(
+    probability: Sequence[FloatArray],
+    reward: FloatArray,
+    costs: Costs,
+    prices: Costs,
+    weight: float,
+    safe: int,
+    fold: IntArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Learn when to stop, at one weight.
+
+    Args:
+        probability: per stage, out-of-fold calibrated reward of each arm, shape (n, a).
+        reward: what each arm earned, shape (n, a).
+        costs: what each query costs, leading with n.
+        prices: what is known of costs beforehand.
+        weight: reward given up per unit of cost.
+        safe: index of the best single arm.
+        fold: cross-fitting fold of each row, shape (n,).
+
+    Returns:
+        Coefficients of the policy to use, shape (stages - 1, 7), and the utility that this way of choosing a
+        policy earned on rows it was not chosen on, shape (n,).
+    """
+    stages = len(probability)
+    candidates = [
+        (always(stages, stop), follow(probability, reward, costs, prices, weight, safe, always(stages, stop)).utility)
+        for stop in range(stages)
+    ]
+    if stages > 1 and len(reward) >= STAGING_ROWS:
+        candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold))
+    utilities = np.stack([utility for _, utility in candidates])
+    nested = np.empty(len(reward))
+    for k in np.unique(fold):
+        test = fold == k
+        nested[test] = utilities[_best(utilities[:, ~test]), test]
+    return candidates[_best(utilities)][0], nested
+
+
+def _best(utilities: FloatArray) -> int:
+    """The candidate with the highest mean; ties go to the first, which gathers least."""
+    if not utilities.shape[1]:
+        return 0
+    return int(np.round(utilities.mean(axis=1), 9).argmax())
+
+
+def _induce(
+    probability: Sequence[FloatArray],
+    reward: FloatArray,
+    costs: Costs,
+    prices: Costs,
+    weight: float,
+    safe: int,
+    fold: IntArray,
+) -> tuple[FloatArray, FloatArray]:
+    n, stages = len(reward), len(probability)
+    rows = np.arange(n)
+    coef = np.zeros((stages - 1, REGRESSORS + 1))
+    later = np.empty(n)
+    for s in range(stages - 1, -1, -1):
+        p = probability[s]
+        net = p - weight * prices.arm[s]
+        arm = choose(net)
+        stop = reward[rows, arm] - weight * costs.arm[rows, s, arm]
+        if s == stages - 1:
+            later = stop
+            continue
+        go = later - weight * costs.stage[:, s + 1]
+        known = regressors(p, net, safe)
+        gain = np.empty(n)
+        for k in np.unique(fold):
+            test = fold == k
+            learnt = _regress(known[~test], (go - stop)[~test])
+            gain[test] = learnt[0] + known[test] @ learnt[1:]
+        coef[s] = _regress(known, go - stop)
+        later = np.where(gain > 0.0, go, stop)
+    return coef, later
+
+
+def _regress(known: FloatArray, gain: FloatArray) -> FloatArray:
+    """Intercept and slopes of a ridge regression on standardised columns, in their own units."""
+    mean = known.mean(axis=0)
+    spread = known.std(axis=0)
+    spread[spread < 1e-9] = np.inf
+    x = (known - mean) / spread
+    slope = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ (gain - gain.mean())) / spread
+    return np.concatenate([[gain.mean() - mean @ slope], slope])
