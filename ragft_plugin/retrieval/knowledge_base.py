@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import ConfigError, StoreError
+from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval import filters
 from ragft_plugin.retrieval.catalogue import Catalogue, Record, SegmentRecord, Settings, State
 from ragft_plugin.retrieval.encoders import ENCODERS, checked_vectors, named_encoder
@@ -264,15 +264,38 @@ class KnowledgeBase:
             passages: all passages of the source.
             digest: of the file and the way it was cut, to be found in ``sources`` later; None forgets it.
         """
-        records = {record.id: record for record in map(Record.of, map(_plain, passages))}
-        for record in records.values():
-            if record.source != source:
-                raise ConfigError(f"passage {record.id!r} has the source {record.source!r}, expected {source!r}")
+        return self.replace_sources({source: (passages, digest)})
+
+    def replace_sources(self, sources: Mapping[str, tuple[Sequence[Passage], str | None]]) -> Changes:
+        """As ``replace_source`` for several sources at once, in one commit: {source: (passages, digest)}.
+
+        Raises:
+            DataError: an id stands in two sources.
+        """
+        records: dict[str, Record] = {}
+        for source, (passages, _) in sources.items():
+            for record in map(Record.of, map(_plain, passages)):
+                if record.source != source:
+                    raise ConfigError(f"passage {record.id!r} has the source {record.source!r}, expected {source!r}")
+                first = records.setdefault(record.id, record).source
+                if first != source:
+                    raise _id_twice(record.id, first, source)
+                records[record.id] = record
         with self._writing:
             self._start_writing()
-            before = self._catalogue.rows_of_source(source)
+            before = {id: found for source in sources for id, found in self._catalogue.rows_of_source(source).items()}
+            live = self._catalogue.live(list(records))
+            for passage in self._catalogue.passages(
+                [live[id][0] for id in records if id in live and id not in before]
+            ).values():
+                raise _id_twice(passage.id, passage.metadata.get("source"), str(records[passage.id].source))
             gone = {row: hash for id, (row, hash) in before.items() if id not in records}
-            return self._replace(records, self._catalogue.live(list(records)), gone, {source: digest})
+            digests = {source: digest for source, (_, digest) in sources.items()}
+            return self._replace(records, live, gone, digests)
+
+    def source_sizes(self) -> dict[str, int]:
+        """Return {source: number of passages}."""
+        return self._catalogue.source_sizes()
 
     def sources(self) -> dict[str, str]:
         """Return {source: digest} of what ``replace_source`` has stored."""
@@ -677,3 +700,7 @@ def _plain(passage: Passage) -> Passage:
     if KB_KEY not in passage.metadata:
         return passage
     return replace(passage, metadata={k: v for k, v in passage.metadata.items() if k != KB_KEY})
+
+
+def _id_twice(id: str, first: object, second: str) -> DataError:
+    return DataError(f"the id {id!r} stands in {first!r} and in {second!r}; ids must differ between sources")
