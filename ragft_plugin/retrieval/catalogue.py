@@ -44,13 +44,11 @@ class Settings:
     """What is fixed when a knowledge base is created.
 
     Attributes:
-        encoder: name of an encoder of this package, "custom", or "" for none.
         fingerprint: of the encoder; "" for none.
         require_filter: refuse retrieval without a filter.
         language: of the BM25 stemmer.
     """
 
-    encoder: str
     fingerprint: str
     require_filter: bool
     language: str

@@ -226,6 +226,14 @@ def named_encoder(name: str) -> Encoder:
     return ENCODERS[name]()
 
 
+def restored_encoder(fingerprint: str) -> Encoder | None:
+    """Return the encoder of this package that has a fingerprint, None if it is none of them."""
+    dim = re.fullmatch(r"hashing-1-(\d{1,6})", fingerprint)
+    if dim is not None:
+        return HashingEncoder(int(dim.group(1)))
+    return next((made for made in (make() for make in ENCODERS.values()) if made.fingerprint == fingerprint), None)
+
+
 def unit(vectors: NDArray[Any]) -> FloatArray:
     """Scale rows to length 1; zero rows stay zero. Shape (n, dim)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

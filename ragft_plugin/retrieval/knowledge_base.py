@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval import filters
 from ragft_plugin.retrieval.catalogue import Catalogue, Record, SegmentRecord, Settings, State
-from ragft_plugin.retrieval.encoders import ENCODERS, checked_vectors, named_encoder
+from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder, restored_encoder
 from ragft_plugin.retrieval.lexical import LexicalIndex, Lexicon, analyzer
 from ragft_plugin.retrieval.lock import WriterLock
 from ragft_plugin.retrieval.segments import (
@@ -129,9 +129,7 @@ class KnowledgeBase:
             raise StoreError(f"{folder} is a knowledge base already; open it with KnowledgeBase.open")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} is not empty; give a new or an empty directory")
-        name = getattr(chosen, "name", "custom") if chosen is not None else ""
         settings = Settings(
-            encoder=name if name in ENCODERS or not name else "custom",
             fingerprint=chosen.fingerprint if chosen is not None else "",
             require_filter=require_filter,
             language=language,
@@ -343,7 +341,7 @@ class KnowledgeBase:
             StoreError: damaged; or no encoder for a mode that needs one.
         """
         texts = self._checked(queries, k, filter)
-        chosen: Mode = mode or ("hybrid" if self._settings.encoder else "bm25")
+        chosen: Mode = mode or ("hybrid" if self._settings.fingerprint else "bm25")
         if chosen not in _SEARCHABLE:
             raise ConfigError(f"unknown mode {chosen!r}; known: {', '.join(MODES)}")
         asked = [i for i, text in enumerate(texts) if text.strip()]
@@ -635,7 +633,7 @@ class KnowledgeBase:
         return rows, vectors
 
     def _encoded(self, fresh: list[Record], updated: Mapping[int, bytes]) -> NDArray[np.float32]:
-        if not self._settings.encoder:
+        if not self._settings.fingerprint:
             return np.empty((len(fresh), 0), np.float32)
         dim = self._catalogue.state().dim
         if not fresh:
@@ -672,7 +670,7 @@ class KnowledgeBase:
     def _needed_encoder(self) -> Encoder:
         if self._encoder is not None:
             return self._encoder
-        if not self._settings.encoder:
+        if not self._settings.fingerprint:
             raise StoreError(f"{self._path} was created without an encoder; use mode='bm25'")
         raise StoreError(
             f"{self._path} was made with the encoder {self._settings.fingerprint}; "
@@ -682,7 +680,7 @@ class KnowledgeBase:
     def _bound(self, encoder: Encoder | None) -> Encoder | None:
         wanted = self._settings.fingerprint
         if encoder is None:
-            return named_encoder(self._settings.encoder) if self._settings.encoder in ENCODERS else None
+            return restored_encoder(wanted)
         if encoder.fingerprint != wanted:
             raise StoreError(
                 f"{self._path} holds vectors of {wanted or 'no encoder'}, not of {encoder.fingerprint}; "
