@@ -44,16 +44,17 @@ def check_question(question: str) -> str:
 
 
 def messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as chat messages, passages in a system message.
+    """The prompt as chat messages, passages in a system message; a system message of the chat is put before them.
 
     Example:
         >>> messages(Prompt("Where?", (Passage("1", "In Rome."),)))[0]["content"].splitlines()[-1]
         '[1] In Rome.'
     """
-    turns = [{"role": "user", "content": prompt.question}]
+    turns = [{"role": role, "content": text} for role, text in (*prompt.turns, ("user", prompt.question))]
     if prompt.passages:
         listed = "\n\n".join(f"[{i}] {p.text}" for i, p in enumerate(prompt.passages, 1))
-        turns.insert(0, {"role": "system", "content": f"{INSTRUCTION}\n\n{listed}"})
+        own = [turns.pop(0)["content"]] if turns[0]["role"] == "system" else []
+        turns.insert(0, {"role": "system", "content": "\n\n".join([*own, INSTRUCTION, listed])})
     return turns
 
 

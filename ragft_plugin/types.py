@@ -73,11 +73,13 @@ class Prompt:
     """A question put to a generator, with passages (open-book) or without (closed-book).
 
     ``passages`` is None for closed-book; an empty tuple says that retrieval found nothing.
-    Built by ``ragft_plugin.prompts``, which also renders it.
+    Built by ``ragft_plugin.prompts``, which also renders it. ``turns`` are what was said before, oldest first, as
+    pairs of role ("system", "user" or "assistant") and text.
     """
 
     question: str
     passages: tuple[Passage, ...] | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

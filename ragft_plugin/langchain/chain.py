@@ -66,19 +66,18 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
     condense: Runnable[Any, Any] | None = None
     cite: bool = False
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     @classmethod
-    def from_parts(cls, *, router: Any, models: Any, retriever: Any = None, **options: Any) -> Self:
+    def from_parts(cls, **parts: Any) -> Self:
         """A chain over LangChain's models and retriever.
 
         Args:
-            router: chooses among the arms.
-            models: see ``pipeline_from``.
-            retriever: retriever, vector store or Runnable.
-            **options: of this class.
+            **parts: ``router``, ``models``, ``retriever``, ``costs``, ... as ``pipeline_from`` takes them; and
+                arguments of this class.
         """
-        return cls(pipeline=pipeline_from(router=router, models=models, retriever=retriever), **options)
+        own = {name: parts.pop(name) for name in set(parts) & (set(cls.model_fields) - {"pipeline"})}
+        return cls(pipeline=pipeline_from(**parts), **own)
 
     @model_validator(mode="before")
     @classmethod

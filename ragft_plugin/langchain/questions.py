@@ -49,7 +49,8 @@ class Asked:
     def condensing(self) -> ChatPrompt:
         """The prompt whose answer is the question, understandable without the chat."""
         chat = get_buffer_string(list(self.history))
-        return ChatPrompt(CONDENSE.format(chat=chat, question=self.question), None, self.question, self.history)
+        asked = CONDENSE.format(chat=chat, question=self.question)
+        return ChatPrompt(asked, last=self.question, history=self.history)
 
 
 def asked_from(value: Any) -> Asked:

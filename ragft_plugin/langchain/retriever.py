@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from pydantic import ConfigDict
 
 from ragft_plugin.course import Routed
 from ragft_plugin.langchain.decisions import decision_to_dict
@@ -42,17 +43,19 @@ class RoutedRetriever(BaseRetriever):
     cost_weight: float | None = None
     arm: str | None = None
 
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
     @classmethod
-    def from_retriever(cls, retriever: Any, *, router: Any, models: Any = None, **options: Any) -> RoutedRetriever:
+    def from_retriever(cls, retriever: Any, **parts: Any) -> Self:
         """Route a LangChain retriever, vector store or Runnable.
 
         Args:
             retriever: what finds documents.
-            router: decides; its arms are ``base`` (do not look up) and ``rag``.
-            models: needed only by a router that looks at drafts; see ``pipeline_from``.
-            **options: of this class.
+            **parts: ``router`` (whose arms are ``base``, do not look up, and ``rag``) and what else ``pipeline_from``
+                takes; ``models`` only for a router that looks at drafts; and arguments of this class.
         """
-        return cls(pipeline=pipeline_from(router=router, retriever=retriever, models=models), **options)
+        own = {name: parts.pop(name) for name in set(parts) & (set(cls.model_fields) - {"pipeline"})}
+        return cls(pipeline=pipeline_from(retriever=retriever, **parts), **own)
 
     def _get_relevant_documents(
         self,

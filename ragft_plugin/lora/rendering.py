@@ -95,7 +95,8 @@ class Renderer:
         Raises:
             ConfigError: if the chat template fails.
         """
-        safe = replace(prompt, question=self.escape(prompt.question))
+        said = tuple((role, self.escape(text)) for role, text in prompt.turns)
+        safe = replace(prompt, question=self.escape(prompt.question), turns=said)
         if prompt.passages is not None:
             safe = replace(
                 safe,
