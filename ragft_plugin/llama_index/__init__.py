@@ -13,51 +13,85 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragft_plugin.llama_index.chat_engine import RoutedChatEngine, RoutedChatStream
     from ragft_plugin.llama_index.decisions import decision_from_dict, decision_to_dict
+    from ragft_plugin.llama_index.embeddings import EmbeddingEncoder, EncoderEmbedding
     from ragft_plugin.llama_index.engine_arms import EngineArm, EngineGenerator, from_query_engine
     from ragft_plugin.llama_index.events import RouteDecisionEvent
+    from ragft_plugin.llama_index.filters import filter_from, metadata_filters_from
     from ragft_plugin.llama_index.generators import LLMGenerator, SynthesizerGenerator, from_llm
+    from ragft_plugin.llama_index.llm import LoraLLM
     from ragft_plugin.llama_index.nodes import NodePassage, node_from, passage_from
     from ragft_plugin.llama_index.parts import pipeline_from
+    from ragft_plugin.llama_index.postprocessor import RoutedReranker
     from ragft_plugin.llama_index.query_engine import RoutedQueryEngine
     from ragft_plugin.llama_index.retriever import RoutedRetriever
     from ragft_plugin.llama_index.retrievers import NodeRetriever, from_retriever
+    from ragft_plugin.llama_index.selector import RoutedSelection, RoutedSelector
+    from ragft_plugin.llama_index.vector_store import KnowledgeBaseVectorStore
+    from ragft_plugin.llama_index.workflow import RoutedEvent, RoutedWorkflow
 
 _MODULES = {
+    "EmbeddingEncoder": "embeddings",
+    "EncoderEmbedding": "embeddings",
     "EngineArm": "engine_arms",
     "EngineGenerator": "engine_arms",
+    "KnowledgeBaseVectorStore": "vector_store",
     "LLMGenerator": "generators",
+    "LoraLLM": "llm",
     "NodePassage": "nodes",
     "NodeRetriever": "retrievers",
     "RouteDecisionEvent": "events",
+    "RoutedChatEngine": "chat_engine",
+    "RoutedChatStream": "chat_engine",
+    "RoutedEvent": "workflow",
     "RoutedQueryEngine": "query_engine",
+    "RoutedReranker": "postprocessor",
     "RoutedRetriever": "retriever",
+    "RoutedSelection": "selector",
+    "RoutedSelector": "selector",
+    "RoutedWorkflow": "workflow",
     "SynthesizerGenerator": "generators",
     "decision_from_dict": "decisions",
     "decision_to_dict": "decisions",
+    "filter_from": "filters",
     "from_llm": "generators",
     "from_query_engine": "engine_arms",
     "from_retriever": "retrievers",
+    "metadata_filters_from": "filters",
     "node_from": "nodes",
     "passage_from": "nodes",
     "pipeline_from": "parts",
 }
 
 __all__ = [
+    "EmbeddingEncoder",
+    "EncoderEmbedding",
     "EngineArm",
     "EngineGenerator",
+    "KnowledgeBaseVectorStore",
     "LLMGenerator",
+    "LoraLLM",
     "NodePassage",
     "NodeRetriever",
     "RouteDecisionEvent",
+    "RoutedChatEngine",
+    "RoutedChatStream",
+    "RoutedEvent",
     "RoutedQueryEngine",
+    "RoutedReranker",
     "RoutedRetriever",
+    "RoutedSelection",
+    "RoutedSelector",
+    "RoutedWorkflow",
     "SynthesizerGenerator",
     "decision_from_dict",
     "decision_to_dict",
+    "filter_from",
     "from_llm",
     "from_query_engine",
     "from_retriever",
+    "metadata_filters_from",
     "node_from",
     "passage_from",
     "pipeline_from",

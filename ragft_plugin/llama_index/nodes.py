@@ -13,9 +13,14 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from ragft_plugin.llama_index.decisions import DECISION_KEY, decision_from_dict, decision_to_dict
 from ragft_plugin.types import Decision, Passage
+
+# Where a node lies in the metadata of a passage of a knowledge base, and the id of its document.
+NODE_KEYS = ("_node_content", "_node_type")
+REF_KEY = "_ref_doc_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ def node_from(passage: Passage, decision: Decision | None = None) -> NodeWithSco
         passage: what to convert.
         decision: written into the metadata of (a copy of) the node, hidden from LLMs and embeddings.
     """
-    node = passage.node if isinstance(passage, NodePassage) and passage.node is not None else _text_node(passage)
+    node = _node(passage)
     if decision is not None:
         node = node.model_copy(
             update={
@@ -74,7 +79,11 @@ def decision_of(nodes: Sequence[NodeWithScore]) -> Decision | None:
     return None
 
 
-def _text_node(passage: Passage) -> TextNode:
+def _node(passage: Passage) -> BaseNode:
+    if isinstance(passage, NodePassage) and passage.node is not None:
+        return passage.node
+    if all(key in passage.metadata for key in NODE_KEYS):
+        return metadata_dict_to_node(dict(passage.metadata), text=passage.text)
     source = passage.metadata.get("source")
     related = {} if source is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(source))}
     return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata), relationships=related)

@@ -103,24 +103,78 @@ class RoutedQueryEngine(BaseQueryEngine):
 
     def with_request(self, **request: Any) -> RoutedQueryEngine:
         """This engine with other settings of the request, such as another user's ``scope``."""
-        return type(self)(
-            self.pipeline,
-            streaming=self._streaming,
-            callback_manager=self.callback_manager,
-            **{**self._request, **request},
-        )
+        return self._like(self._streaming, {**self._request, **request})
+
+    def with_streaming(self, streaming: bool = True) -> RoutedQueryEngine:
+        """This engine, streaming or not."""
+        return self._like(streaming, self._request)
+
+    def _like(self, streaming: bool, request: dict[str, Any]) -> RoutedQueryEngine:
+        return type(self)(self.pipeline, streaming=streaming, callback_manager=self.callback_manager, **request)
+
+    @dispatcher.span
+    def decide(self, query: str | Evidence) -> Routed:
+        """Choose the arm; ``answer`` then answers by it."""
+        (routed,) = self.pipeline.decide([query], **self._request)
+        announce(routed.decision)
+        return routed
+
+    @dispatcher.span
+    async def adecide(self, query: str | Evidence) -> Routed:
+        """As ``decide``, without blocking the event loop."""
+        (routed,) = await self.pipeline.adecide([query], **self._request)
+        announce(routed.decision)
+        return routed
+
+    @dispatcher.span
+    def answer(
+        self, query: QueryBundle, routed: Routed, additional_source_nodes: Sequence[NodeWithScore] = ()
+    ) -> Response | StreamingResponse:
+        """Answer a question whose arm is chosen; nothing is decided again."""
+        dispatcher.event(SynthesizeStartEvent(query=query))
+        with self._event(CBEventType.SYNTHESIZE, query) as event:
+            response: Response | StreamingResponse
+            if self._streaming:
+                stream = self.pipeline.stream(routed, **self._request)
+                pieces = iter(stream)
+                first = next(pieces, None)
+                response = StreamingResponse(_after(first, pieces), **self._told(stream, additional_source_nodes))
+            else:
+                (answer,) = self.pipeline.complete([routed], **self._request)
+                response = _response(answer, additional_source_nodes)
+            event.on_end(payload={EventPayload.RESPONSE: response})
+        dispatcher.event(SynthesizeEndEvent(query=query, response=response))
+        return response
+
+    @dispatcher.span
+    async def aanswer(
+        self, query: QueryBundle, routed: Routed, additional_source_nodes: Sequence[NodeWithScore] = ()
+    ) -> Response | AsyncStreamingResponse:
+        """As ``answer``, without blocking the event loop."""
+        dispatcher.event(SynthesizeStartEvent(query=query))
+        with self._event(CBEventType.SYNTHESIZE, query) as event:
+            response: Response | AsyncStreamingResponse
+            if self._streaming:
+                stream = self.pipeline.stream(routed, **self._request)
+                pieces = aiter(stream)
+                first = await anext(pieces, None)
+                response = AsyncStreamingResponse(_aafter(first, pieces), **self._told(stream, additional_source_nodes))
+            else:
+                (answer,) = await self.pipeline.acomplete([routed], **self._request)
+                response = _response(answer, additional_source_nodes)
+            event.on_end(payload={EventPayload.RESPONSE: response})
+        dispatcher.event(SynthesizeEndEvent(query=query, response=response))
+        return response
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """The nodes that the chosen arm reads; none if it answers closed-book."""
-        (routed,) = self.pipeline.decide([query_bundle.query_str], **self._request)
-        announce(routed.decision)
+        routed = self.decide(query_bundle.query_str)
         (routed,) = self.pipeline.read([routed], **self._request)
         return self._nodes(routed)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """As ``retrieve``, without blocking the event loop."""
-        (routed,) = await self.pipeline.adecide([query_bundle.query_str], **self._request)
-        announce(routed.decision)
+        routed = await self.adecide(query_bundle.query_str)
         (routed,) = await self.pipeline.aread([routed], **self._request)
         return self._nodes(routed)
 
@@ -131,11 +185,8 @@ class RoutedQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, by the decision that came with them; only nodes from elsewhere are routed anew."""
-        routed = _decided(query_bundle, nodes)
-        if routed is None:
-            (routed,) = self.pipeline.decide([_evidence(query_bundle, nodes)], **self._request)
-            announce(routed.decision)
-        return self._synthesize(query_bundle, routed, additional_source_nodes or ())
+        routed = _decided(query_bundle, nodes) or self.decide(_evidence(query_bundle, nodes))
+        return self.answer(query_bundle, routed, additional_source_nodes or ())
 
     async def asynthesize(
         self,
@@ -144,64 +195,19 @@ class RoutedQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """As ``synthesize``, without blocking the event loop."""
-        routed = _decided(query_bundle, nodes)
-        if routed is None:
-            (routed,) = await self.pipeline.adecide([_evidence(query_bundle, nodes)], **self._request)
-            announce(routed.decision)
-        return await self._asynthesize(query_bundle, routed, additional_source_nodes or ())
+        routed = _decided(query_bundle, nodes) or await self.adecide(_evidence(query_bundle, nodes))
+        return await self.aanswer(query_bundle, routed, additional_source_nodes or ())
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         with self._event(CBEventType.QUERY, query_bundle) as event:
-            (routed,) = self.pipeline.decide([query_bundle.query_str], **self._request)
-            announce(routed.decision)
-            response = self._synthesize(query_bundle, routed)
+            response = self.answer(query_bundle, self.decide(query_bundle.query_str))
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         with self._event(CBEventType.QUERY, query_bundle) as event:
-            (routed,) = await self.pipeline.adecide([query_bundle.query_str], **self._request)
-            announce(routed.decision)
-            response = await self._asynthesize(query_bundle, routed)
+            response = await self.aanswer(query_bundle, await self.adecide(query_bundle.query_str))
             event.on_end(payload={EventPayload.RESPONSE: response})
-        return response
-
-    @dispatcher.span
-    def _synthesize(
-        self, query: QueryBundle, routed: Routed, more: Sequence[NodeWithScore] = ()
-    ) -> Response | StreamingResponse:
-        dispatcher.event(SynthesizeStartEvent(query=query))
-        with self._event(CBEventType.SYNTHESIZE, query) as event:
-            response: Response | StreamingResponse
-            if self._streaming:
-                stream = self.pipeline.stream(routed, **self._request)
-                pieces = iter(stream)
-                first = next(pieces, None)
-                response = StreamingResponse(_after(first, pieces), **self._told(stream, more))
-            else:
-                (answer,) = self.pipeline.complete([routed], **self._request)
-                response = _response(answer, more)
-            event.on_end(payload={EventPayload.RESPONSE: response})
-        dispatcher.event(SynthesizeEndEvent(query=query, response=response))
-        return response
-
-    @dispatcher.span
-    async def _asynthesize(
-        self, query: QueryBundle, routed: Routed, more: Sequence[NodeWithScore] = ()
-    ) -> Response | AsyncStreamingResponse:
-        dispatcher.event(SynthesizeStartEvent(query=query))
-        with self._event(CBEventType.SYNTHESIZE, query) as event:
-            response: Response | AsyncStreamingResponse
-            if self._streaming:
-                stream = self.pipeline.stream(routed, **self._request)
-                pieces = aiter(stream)
-                first = await anext(pieces, None)
-                response = AsyncStreamingResponse(_aafter(first, pieces), **self._told(stream, more))
-            else:
-                (answer,) = await self.pipeline.acomplete([routed], **self._request)
-                response = _response(answer, more)
-            event.on_end(payload={EventPayload.RESPONSE: response})
-        dispatcher.event(SynthesizeEndEvent(query=query, response=response))
         return response
 
     def _event(self, kind: CBEventType, query: QueryBundle) -> AbstractContextManager[EventContext]:

@@ -1,0 +1,79 @@
+"""Encoders of the package <-> embedding models of LlamaIndex."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llama_index.core.embeddings import BaseEmbedding
+from pydantic import PrivateAttr
+
+from ragft_plugin.types import Encoder, FloatArray
+
+
+class EncoderEmbedding(BaseEmbedding):
+    """An embedding model of LlamaIndex over an encoder; texts are encoded in batches, async in a thread.
+
+    Args:
+        encoder: turns texts into unit vectors.
+        **settings: of ``BaseEmbedding`` (``embed_batch_size``, ``callback_manager``, ...).
+    """
+
+    _encoder: Encoder = PrivateAttr()
+
+    def __init__(self, encoder: Encoder, **settings: Any) -> None:
+        settings.setdefault("model_name", encoder.fingerprint)
+        super().__init__(**settings)
+        self._encoder = encoder
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex writes the class down."""
+        return "EncoderEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [[float(x) for x in vector] for vector in self._encoder.encode(texts)]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+
+class EmbeddingEncoder:
+    """An encoder over an embedding model of LlamaIndex; vectors are scaled to length 1.
+
+    Args:
+        embedding: the model.
+        fingerprint: name and version of the vectors; by default the class and name of the model.
+    """
+
+    def __init__(self, embedding: BaseEmbedding, *, fingerprint: str | None = None) -> None:
+        self.embedding = embedding
+        self._fingerprint = fingerprint or f"{embedding.class_name()}:{embedding.model_name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and version of the vectors."""
+        return self._fingerprint
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return unit vectors, shape (n, dim); a text without any signal gives the zero vector."""
+        vectors = np.asarray(self.embedding.get_text_embedding_batch(list(texts)), dtype=np.float64)
+        if not len(texts):
+            return vectors.reshape(0, 0)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        scaled: FloatArray = vectors / np.where(norms > 0, norms, 1.0)
+        return scaled
