@@ -12,19 +12,56 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragft_plugin.lora.checks import DataSummary, check_rows, preview
+    from ragft_plugin.lora.coverage import CoverageIndex
+    from ragft_plugin.lora.data import TrainingRow, read_rows
     from ragft_plugin.lora.generator import LoraGenerator
+    from ragft_plugin.lora.manifest import Manifest
     from ragft_plugin.lora.model import LoraModel
+    from ragft_plugin.lora.recipe import Recipe
+    from ragft_plugin.lora.registry import AdapterVersion, Registry
+    from ragft_plugin.lora.rendering import Renderer
+    from ragft_plugin.lora.training import TrainingReport, train_adapter
 
 _EXPORTS = {
+    "AdapterVersion": "registry",
+    "CoverageIndex": "coverage",
+    "DataSummary": "checks",
     "LoraGenerator": "generator",
     "LoraModel": "model",
+    "Manifest": "manifest",
+    "Recipe": "recipe",
+    "Registry": "registry",
+    "Renderer": "rendering",
+    "TrainingReport": "training",
+    "TrainingRow": "data",
+    "check_rows": "checks",
+    "preview": "checks",
+    "read_rows": "data",
+    "train_adapter": "training",
 }
 
 for _package in ("torch", "transformers", "peft", "safetensors"):
     if find_spec(_package) is None:
         raise MissingExtraError(_package, "lora")
 
-__all__ = ["LoraGenerator", "LoraModel"]
+__all__ = [
+    "AdapterVersion",
+    "CoverageIndex",
+    "DataSummary",
+    "LoraGenerator",
+    "LoraModel",
+    "Manifest",
+    "Recipe",
+    "Registry",
+    "Renderer",
+    "TrainingReport",
+    "TrainingRow",
+    "check_rows",
+    "preview",
+    "read_rows",
+    "train_adapter",
+]
 
 
 def __getattr__(name: str) -> Any:

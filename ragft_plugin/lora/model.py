@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import get_peft_model, set_peft_model_state_dict
 
 from ragft_plugin.errors import AdapterError
+from ragft_plugin.lora.adapter_files import read_adapter
 from ragft_plugin.lora.base import Base, Dtype, load_base
+from ragft_plugin.lora.fingerprints import Fingerprints, fingerprints
 from ragft_plugin.lora.generator import LoraGenerator
+from ragft_plugin.lora.manifest import Manifest, Probe
 from ragft_plugin.lora.names import check_name
+from ragft_plugin.lora.probes import check_probe
 from ragft_plugin.lora.quiet import quiet
+from ragft_plugin.lora.registry import Registry, check_files
 from ragft_plugin.lora.worker import Worker
-
-# These take their start from the base's own weights and change them; the base and every other adapter in the
-# same model would be wrong.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +122,16 @@ class LoraModel:
             AdapterError: if it is damaged, of a kind that cannot share a base, or does not fit.
         """
         check_name(name)
-        path = Path(folder)
-        config, weights = _read(path)
-        self.worker.call(lambda: self._attach(name, config, weights, path))
+        path = _current_version(Path(folder))
+        manifest = Manifest.read(path)
+        if manifest is None:
+            logger.info("%s has no manifest, so it cannot be checked that it fits the base", path)
+        elif not trust:
+            check_files(path, manifest)
+            self._check_fingerprints(manifest, path)
+        probe = None if manifest is None or trust else manifest.probe
+        config, weights = read_adapter(path)
+        self.worker.call(lambda: self._attach(name, config, weights, path, probe))
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; what it has begun to answer is finished first.
@@ -133,6 +141,11 @@ class LoraModel:
         """
         self.resolve(name)
         self.worker.call(lambda: self._retire(name))
+
+    def logprobs(self, ids: Sequence[int], start: int, *, adapter: str | None = None) -> list[float]:
+        """How likely a text is: natural log-probability of each token from position ``start`` (at least 1) on."""
+        inner = self.resolve(adapter)
+        return self.worker.call(lambda: self.worker.logprobs(ids, start, inner))
 
     def close(self) -> None:
         """Stop the worker; requests under way fail. Closing twice is harmless."""
@@ -149,13 +162,35 @@ class LoraModel:
     ) -> None:
         self.close()
 
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """Fingerprints of base, tokenizer and template."""
+        return fingerprints(self.base.folder, self.base.tokenizer, self.renderer.template)
+
+    def _check_fingerprints(self, manifest: Manifest, folder: Path) -> None:
+        mine, theirs = self.fingerprints, manifest.fingerprints
+        for part in ("base", "tokenizer", "template"):
+            if getattr(mine, part) != getattr(theirs, part):
+                raise AdapterError(
+                    f"{folder} was trained with another {part} ({manifest.base}) than {self.base.folder} has; load "
+                    "it there, train it again on this one, or load it with trust=True at your own risk"
+                )
+
     # What follows runs on the worker's thread.
 
-    def _attach(self, name: str, config: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    def _attach(
+        self,
+        name: str,
+        config: Any,
+        weights: dict[str, torch.Tensor],
+        folder: Path,
+        probe: Probe | None,
+    ) -> None:
         self._sweep()
         inner = f"{name}_{next(self._count)}"
         try:
-            with quiet():
+            # PEFT draws a start for the weights, which are then read from the file; nobody should notice.
+            with quiet(), torch.random.fork_rng(devices=[]):
                 if self._peft is None:
                     self._peft = get_peft_model(self.base.model, config, adapter_name=inner)
                 else:
@@ -172,6 +207,15 @@ class LoraModel:
             for parameter in self._peft.parameters():
                 parameter.requires_grad_(False)
             self._peft.to(self.base.model.device).eval()
+            self._refresh()
+            check_probe(
+                self.worker.logprobs,
+                inner,
+                self.renderer,
+                probe,
+                folder,
+                exact=self.base.model.dtype == torch.float32,
+            )
         except Exception as error:
             self._delete(inner)
             if isinstance(error, AdapterError):
@@ -211,32 +255,8 @@ class LoraModel:
         self.worker.replace_model(self.base.model)
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Configuration and weights of an adapter; nothing is unpickled."""
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterError(
-            f"{folder} holds no adapter: expected adapter_config.json and adapter_model.safetensors in it"
-        )
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise AdapterError(
-            f"{file} is missing; adapters in the pickle format (.bin) are not read, save them as safetensors"
-        )
-    try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(file)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise AdapterError(f"{folder} is damaged: {error}; copy or train the adapter again") from error
-    if config.is_prompt_learning:
-        raise AdapterError(
-            f"{folder} is a {config.peft_type.value} adapter, which cannot share a batch; use LoRA or another "
-            "method that works inside the layers"
-        )
-    start = str(getattr(config, "init_lora_weights", "")).lower()
-    if start.startswith(_CHANGES_BASE):
-        raise AdapterError(
-            f"{folder} was started with {start}, which changes the base's own weights; convert it to plain LoRA "
-            "when saving (save_pretrained(..., path_initial_model_for_weight_conversion=...))"
-        )
-    config.inference_mode = True
-    return config, weights
+def _current_version(folder: Path) -> Path:
+    """The folder itself, or the current version if it is one of a registry."""
+    if not (folder / "adapter_config.json").exists() and (folder / "current.json").exists():
+        return Registry(folder.parent).folder(folder.name)
+    return folder

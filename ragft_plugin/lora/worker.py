@@ -99,6 +99,14 @@ class Worker:
             self._wake.notify()
         return future.result()
 
+    def logprobs(self, ids: Sequence[int], start: int, adapter: str | None) -> list[float]:
+        """Log-probability of each token from ``start`` on. On the worker's thread only."""
+        self._switch.use(adapter)
+        tokens = torch.tensor([list(ids)], device=self._network.device)
+        logits = self._model(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1]
+        chosen = logits.float().log_softmax(-1).gather(-1, tokens[0, start:, None])
+        return [float(x) for x in chosen[:, 0]]
+
     def in_use(self, adapter: str | None) -> bool:
         """Whether rows of this adapter wait or are under way. On the worker's thread only."""
         with self._wake:
