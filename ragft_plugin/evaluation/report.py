@@ -1,0 +1,340 @@
+"""Report: what a router earned on a log, beside every fixed arm, chance and the oracle, with intervals.
+
+The data are plain values; ``to_table`` (terminal), ``to_json`` and ``to_html`` only show them. All policies are
+compared on the same queries, and resampling draws queries with the same text together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from ragft_plugin.errors import DataError
+from ragft_plugin.evaluation.calibration import CalibrationTest, ReliabilityBin, calibration_test, reliability
+from ragft_plugin.evaluation.frontier import Point, aiq, choose, fixed_points, headroom_captured, margin
+from ragft_plugin.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
+from ragft_plugin.evaluation.outcomes import Outcomes
+from ragft_plugin.types import FloatArray
+
+VERSION = 1
+MISTAKES = 20
+IntArray = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One policy on all queries.
+
+    Attributes:
+        name: an arm, "random", "router", "oracle", or a method compared with.
+        kind: "fixed", "random", "router", "oracle" or "other".
+        reward: mean reward.
+        cost: mean cost, in the user's unit, evidence included.
+        net: mean reward - cost_weight * cost.
+    """
+
+    name: str
+    kind: str
+    reward: Interval
+    cost: Interval
+    net: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """The queries of one group.
+
+    Attributes:
+        group: its name.
+        n: queries.
+        best_arm: mean net value of the arm that is best overall.
+        router: mean net value of the router.
+        oracle: mean net value of the oracle.
+        gain: router minus best arm, paired.
+    """
+
+    group: str
+    n: int
+    best_arm: float
+    router: float
+    oracle: float
+    gain: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A query on which the router lost most.
+
+    Attributes:
+        query_id: of the row.
+        query: its text.
+        chosen: the arm taken.
+        best: the arm that would have been best.
+        reward: what the chosen arm earned.
+        regret: net value lost.
+        confidence: stated for the chosen arm; None if there is none.
+    """
+
+    query_id: str
+    query: str
+    chosen: str
+    best: str
+    reward: float
+    regret: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All there is to say of a router on a log. Made by ``build_report``.
+
+    Attributes:
+        title: what was evaluated.
+        n: queries.
+        cost_weight: reward that one unit of cost is worth.
+        best_arm: the fixed arm compared with.
+        policies: fixed arms, random, others, router, oracle.
+        gain: router minus best arm, net value, paired.
+        headroom: share of what lies between best arm and oracle, net value.
+        frontier: points of the router, at several cost weights.
+        fixed: points of the fixed arms.
+        aiq: of the router's frontier over the range of the fixed arms' costs; None without a frontier.
+        margin: least height of the frontier above the line between the fixed arms; None without a frontier.
+        calibration: of the confidences; None without them.
+        reliability: data of the reliability diagram.
+        stage_share: stage -> share of queries decided there.
+        groups: per group, largest first.
+        mistakes: the worst, worst first.
+        notes: what a reader must know, such as what the gate did.
+        version: of this format.
+    """
+
+    title: str
+    n: int
+    cost_weight: float
+    best_arm: str
+    policies: tuple[PolicyRow, ...]
+    gain: Interval
+    headroom: Interval
+    frontier: tuple[Point, ...] = ()
+    fixed: tuple[Point, ...] = ()
+    aiq: float | None = None
+    margin: float | None = None
+    calibration: CalibrationTest | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    stage_share: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[GroupRow, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    notes: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def policy(self, name: str) -> PolicyRow:
+        """The row of a policy, by name."""
+        for row in self.policies:
+            if row.name == name:
+                return row
+        raise KeyError(f"no policy {name!r}, there are {', '.join(row.name for row in self.policies)}")
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON; ``from_json`` is the inverse."""
+        return json.dumps(asdict(self), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """Read a report back.
+
+        Raises:
+            DataError: if it is not one.
+        """
+        try:
+            report = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise DataError(f"not a report: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if report.version != VERSION:
+            raise DataError(f"report has version {report.version}, expected {VERSION}")
+        return report
+
+    def to_table(self, width: int = 100) -> str:
+        """The report as plain text for a terminal."""
+        from ragft_plugin.evaluation.report_text import render_text
+
+        return render_text(self, width)
+
+    def to_html(self) -> str:
+        """The report as one self-contained page without scripts."""
+        from ragft_plugin.evaluation.report_html import render_html
+
+        return render_html(self)
+
+
+def build_report(
+    outcomes: Outcomes,
+    arm: ArrayLike,
+    *,
+    cost: ArrayLike | None = None,
+    confidence: ArrayLike | None = None,
+    stage: Sequence[str] | None = None,
+    cost_weight: float = 0.0,
+    best_arm: str | None = None,
+    others: Mapping[str, ArrayLike] | None = None,
+    frontier: Iterable[Point] = (),
+    title: str = "Router",
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> Report:
+    """Compare a router's choices with all that a log knows.
+
+    Args:
+        outcomes: full feedback, not fitted on.
+        arm: index of the arm the router chose, shape (n,).
+        cost: what each query cost, evidence included, shape (n,); None means the chosen arm's cost.
+        confidence: that the chosen arm's answer is good, shape (n,), in [0, 1].
+        stage: last stage gathered, n names.
+        cost_weight: reward that one unit of cost is worth.
+        best_arm: the arm that was best on the training rows; None takes the best on these rows, which flatters
+            the arm and not the router.
+        others: name -> index of chosen arms, shape (n,), of methods to compare with.
+        frontier: points of the router at several cost weights.
+        title: what is evaluated.
+        notes: what a reader must know.
+        seed: of the resampling.
+
+    Raises:
+        DataError: under partial feedback (use ``policy_value``), or for wrong shapes or arms.
+    """
+    if not outcomes.full_feedback:
+        raise DataError("a report needs every arm's reward on every query; under partial feedback use policy_value")
+    n = len(outcomes)
+    reward, price, rows = outcomes.reward, outcomes.cost, np.arange(n)
+    net = reward - cost_weight * price
+    groups = outcomes.text_groups
+    chosen = _choices("arm", arm, outcomes)
+    spent = price[rows, chosen] if cost is None else _column("cost", cost, n)
+    stated = None if confidence is None else _column("confidence", confidence, n)
+
+    def row(name: str, kind: str, earned: FloatArray, paid: FloatArray) -> PolicyRow:
+        means = (bootstrap_mean(x, seed=seed, groups=groups) for x in (earned, paid, earned - cost_weight * paid))
+        return PolicyRow(name, kind, *means)
+
+    policies = [row(name, "fixed", reward[:, j], price[:, j]) for j, name in enumerate(outcomes.arms)]
+    policies.append(row("random", "random", reward.mean(axis=1), price.mean(axis=1)))
+    for name, choice in (others or {}).items():
+        index = _choices(name, choice, outcomes)
+        policies.append(row(name, "other", reward[rows, index], price[rows, index]))
+    policies.append(row("router", "router", reward[rows, chosen], spent))
+    ideal = choose(reward, price, cost_weight)
+    policies.append(row("oracle", "oracle", reward[rows, ideal], price[rows, ideal]))
+
+    best = _best(outcomes, net, best_arm)
+    mine, base, top = reward[rows, chosen] - cost_weight * spent, net[:, best], net[rows, ideal]
+    points, fixed = tuple(frontier), fixed_points(reward, price, outcomes.arms)
+    return Report(
+        title=title,
+        n=n,
+        cost_weight=float(cost_weight),
+        best_arm=outcomes.arms[best],
+        policies=tuple(policies),
+        gain=paired_bootstrap(mine, base, seed=seed, groups=groups),
+        headroom=_headroom(mine, base, top, groups, seed),
+        frontier=points,
+        fixed=tuple(fixed),
+        aiq=_aiq(points, fixed) if points else None,
+        margin=margin(points, fixed) if points else None,
+        calibration=None if stated is None else calibration_test(stated, reward[rows, chosen], seed=seed),
+        reliability=() if stated is None else tuple(reliability(stated, reward[rows, chosen])),
+        stage_share=_shares(stage, n),
+        groups=_groups(outcomes, mine, base, top, seed),
+        mistakes=_mistakes(outcomes, net, top - mine, chosen, ideal, stated),
+        notes=tuple(notes),
+    )
+
+
+def _best(outcomes: Outcomes, net: FloatArray, name: str | None) -> int:
+    if name is None:
+        return int(np.argmax(np.round(net.mean(axis=0), 9)))
+    if name not in outcomes.arms:
+        raise DataError(f"best_arm {name!r} is not in the log, which has {', '.join(outcomes.arms)}")
+    return outcomes.arms.index(name)
+
+
+def _headroom(mine: FloatArray, base: FloatArray, top: FloatArray, groups: IntArray, seed: int) -> Interval:
+    """Share of headroom; its interval is that of a ratio of means, linearised about it (delta method)."""
+    share = headroom_captured(float(mine.mean()), float(base.mean()), float(top.mean()))
+    room = float((top - base).mean())
+    if room <= 1e-12:
+        return Interval(share, share, share)
+    found = bootstrap_mean(share + (mine - base - share * (top - base)) / room, seed=seed, groups=groups)
+    return Interval(share, found.low, found.high)
+
+
+def _aiq(points: Sequence[Point], fixed: Sequence[Point]) -> float:
+    low = max(min(p.cost for p in points), min(p.cost for p in fixed))
+    return aiq(points, low, max(low, *(p.cost for p in fixed)))
+
+
+def _groups(outcomes: Outcomes, mine: FloatArray, base: FloatArray, top: FloatArray, seed: int) -> tuple[GroupRow, ...]:
+    names = np.array([row.group if row.group is not None else "" for row in outcomes.rows])
+    texts = outcomes.text_groups
+    table = []
+    for name in np.unique(names) if (names != "").any() else ():
+        at = names == name
+        gain = paired_bootstrap(mine[at], base[at], seed=seed, groups=texts[at])
+        best, router, oracle = (float(x[at].mean()) for x in (base, mine, top))
+        table.append(GroupRow(str(name) or "(none)", int(at.sum()), best, router, oracle, gain))
+    return tuple(sorted(table, key=lambda g: (-g.n, g.group)))
+
+
+def _mistakes(
+    outcomes: Outcomes, net: FloatArray, lost: FloatArray, chosen: IntArray, ideal: IntArray, stated: FloatArray | None
+) -> tuple[Mistake, ...]:
+    """Largest losses first; among equal ones those made with most confidence."""
+    sure = np.zeros(len(lost)) if stated is None else stated
+    wrong = net[np.arange(len(lost)), ideal] > net[np.arange(len(lost)), chosen] + 1e-9
+    order = np.lexsort((-sure, -np.round(lost, 9)))
+    found = []
+    for i in order[wrong[order]][:MISTAKES]:
+        row = outcomes.rows[i]
+        found.append(
+            Mistake(
+                query_id=row.query_id,
+                query=row.query,
+                chosen=outcomes.arms[chosen[i]],
+                best=outcomes.arms[ideal[i]],
+                reward=float(outcomes.reward[i, chosen[i]]),
+                regret=float(lost[i]),
+                confidence=None if stated is None else float(stated[i]),
+            )
+        )
+    return tuple(found)
+
+
+def _shares(stage: Sequence[str] | None, n: int) -> dict[str, float]:
+    if stage is None:
+        return {}
+    if len(stage) != n:
+        raise DataError(f"stage must have {n} names, got {len(stage)}")
+    return {name: sum(s == name for s in stage) / n for name in dict.fromkeys(stage)}
+
+
+def _choices(name: str, values: ArrayLike, outcomes: Outcomes) -> IntArray:
+    index = np.asarray(values)
+    n, a = outcomes.reward.shape
+    if index.shape != (n,) or not np.issubdtype(index.dtype, np.integer):
+        raise DataError(f"{name} must be integers of shape ({n},), got {index.dtype} of shape {index.shape}")
+    if ((index < 0) | (index >= a)).any():
+        raise DataError(f"{name} must be in 0..{a - 1}, one of {', '.join(outcomes.arms)}")
+    return index.astype(np.intp)
+
+
+def _column(name: str, values: Any, n: int) -> FloatArray:
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape != (n,) or not np.isfinite(column).all():
+        raise DataError(f"{name} must be finite numbers of shape ({n},), got shape {column.shape}")
+    return column
