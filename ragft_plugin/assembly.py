@@ -71,10 +71,11 @@ class Project:
             if self.config.knowledge_base is None:
                 raise ConfigError("no knowledge_base is set in ragft.yaml")
             path = self.config.path(self.config.knowledge_base)
-            if path.exists():
-                opened = KnowledgeBase.open(path, encoder=self.config.encoder, read_only=not create)
+            if KnowledgeBase.exists(path):
+                opened = KnowledgeBase.open(path, read_only=not create)
             elif create:
-                opened = KnowledgeBase.create(path, encoder=self.config.encoder)
+                encoder = self.config.encoder
+                opened = KnowledgeBase.create(path, encoder=None if encoder == "none" else encoder)
             else:
                 raise ConfigError(f"there is no knowledge base at {path}; fill one with: ragft index DOCUMENTS")
             self._stack.callback(opened.close)
@@ -129,7 +130,7 @@ class Project:
         if path.exists():
             return Router.load(path)
         names = self.config.arm_names()
-        return Router.cold(names, retrieves=[name for name in names if parse_arm(name).retrieves])
+        return Router.cold(names, retrieves={name: parse_arm(name).retrieves for name in names})
 
     def pipeline(self, *, router: Router | None = None, **settings: Any) -> Pipeline:
         """The pipeline over all arms.

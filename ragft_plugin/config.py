@@ -82,16 +82,16 @@ class Server(Strict):
 class Costs(Strict):
     """Prices in the user's unit (retrievals, tokens, milliseconds, money): per retrieval, and per generation."""
 
-    retrieval: float = Field(1.0, ge=0)
-    generation: float = Field(0.0, ge=0)
+    retrieval: float = Field(default=1.0, ge=0)
+    generation: float = Field(default=0.0, ge=0)
     arms: dict[Annotated[str, AfterValidator(_valid_arm)], float] = {}
 
 
 class Generation(Strict):
     """Defaults for every generator."""
 
-    max_new_tokens: int = Field(128, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    max_new_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
 
 
 class Config(Strict):
@@ -101,7 +101,7 @@ class Config(Strict):
         base: folder or hub name of the base model (any Hugging Face causal LM).
         server: generate there instead of locally.
         knowledge_base: folder of the knowledge base.
-        encoder: ``hashing``, ``minilm``, or the name of a sentence-transformers model.
+        encoder: ``hashing``, ``minilm``, or ``none`` for BM25 alone.
         adapters: name -> folder of each LoRA adapter.
         arms: what to choose among; empty means every arm that base, knowledge base and adapters allow.
         router: folder of the fitted router; without one, a cold start decides.
@@ -114,14 +114,14 @@ class Config(Strict):
     base: str = "pocket"
     server: Server | None = None
     knowledge_base: str | None = "knowledge_base"
-    encoder: str = "hashing"
+    encoder: Literal["hashing", "minilm", "none"] = "hashing"
     adapters: dict[str, str] = {}
     arms: list[Annotated[str, AfterValidator(_valid_arm)]] = []
     router: str = "router"
     log: str | None = None
-    k: int = Field(3, ge=1, le=100)
+    k: int = Field(default=3, ge=1, le=100)
     costs: Costs = Costs()
-    cost_weight: float = Field(0.0, ge=0)
+    cost_weight: float = Field(default=0.0, ge=0)
     generation: Generation = Generation()
     folder: Path = Field(default_factory=Path, exclude=True)
 

@@ -19,7 +19,7 @@ base: {base}
 
 # Filled by: ragft index DOCUMENTS
 knowledge_base: knowledge_base
-encoder: {encoder}          # hashing (no download) | minilm (extra "embedded") | a sentence-transformers model
+encoder: {encoder}          # hashing (no model) | minilm (extra "embedded") | none (BM25 alone)
 
 # Made by: ragft train ROWS.jsonl --name NAME
 adapters: {{}}
@@ -43,7 +43,12 @@ generation:
 @click.command("init")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--base", default="pocket", show_default=True, help="Base model: folder or hub name.")
-@click.option("--encoder", default="hashing", show_default=True, help="Text encoder of the knowledge base.")
+@click.option(
+    "--encoder",
+    type=click.Choice(["hashing", "minilm", "none"]),
+    default="hashing",
+    help="Text encoder of the knowledge base.",
+)
 def command(folder: Path, base: str, encoder: str) -> None:
     """Write a ragft.yaml to start from into FOLDER."""
     path = folder / FILE_NAME

@@ -13,6 +13,8 @@ import click
 
 from ragft_plugin.config import Config, read_config
 
+ProgressCallback = Callable[[int, int], None]
+
 config_option = click.option(
     "--config",
     "-c",
@@ -41,7 +43,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, *, quiet: bool = False) -> Iterator[ProgressCallback]:
     """A progress bar on standard error, as a callback ``(done, total)``; silent unless it is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None

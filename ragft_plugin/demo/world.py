@@ -72,12 +72,8 @@ class Relation:
     unseen: tuple[str, ...]
 
     def statements(self) -> tuple[str, ...]:
-        """Every statement template."""
-        shapes = (
-            "The {n} of {{x}} is {{v}}.",
-            "{{v}} is the {n} of {{x}}.",
-            "{{x}} has {{v}} as its {n}.",
-        )
+        """Every statement template. Site and relation come before the value, which helps a small reader."""
+        shapes = ("The {n} of {{x}} is {{v}}.", "As its {n}, {{x}} has {{v}}.", "{{x}} has the {n} {{v}}.")
         made = tuple(shapes[i % 3].format(n=noun) for i, noun in enumerate(self.nouns))
         return self.says + made
 

@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv, and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/ragft demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/check.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/check.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo]' -c constraints.txt \
+	&& echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo,langchain,llama-index]' \
+	-r requirements-test.txt -c constraints.txt && echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
+
+$(VENV)/check.stamp: $(VENV)/test.stamp requirements-lint.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-lint.txt -c constraints.txt && touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,67 @@
+"""``ragft ask``: one question, its answer, and why this arm gave it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.types import Answer
+
+
+@click.command("ask")
+@click.argument("question")
+@config_option
+@click.option("--arm", help="Force this arm.")
+@click.option("-k", type=click.IntRange(min=1), help="Passages to read.")
+@click.option("--cost-weight", type=click.FloatRange(min=0), help="Reward given up per unit of cost.")
+@json_option
+def command(
+    question: str, config_path: Path, arm: str | None, k: int | None, cost_weight: float | None, as_json: bool
+) -> None:
+    """Ask QUESTION; shows the arm, its confidence, the reasons and the passages."""
+    from ragft_plugin.assembly import Project
+
+    config = load_config(config_path)
+    with Project(config) as project:
+        weight = config.cost_weight if cost_weight is None else cost_weight
+        answer = project.pipeline().answer(question, arm=arm, k=k, cost_weight=weight)
+    if as_json:
+        print_json(as_record(answer))
+        return
+    click.echo(answer.text)
+    decision = answer.decision
+    assert decision is not None
+    click.echo(f"\narm {answer.arm}, confidence {decision.confidence:.2f}, {answer.seconds:.2f} s", err=True)
+    for reason in decision.reasons:
+        click.echo(f"  {reason}", err=True)
+    for i, passage in enumerate(answer.passages, 1):
+        source = passage.metadata.get("source", passage.id)
+        click.echo(f"  [{i}] {source} ({passage.score:.3f}) {' '.join(passage.text.split())[:160]}", err=True)
+
+
+def as_record(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON."""
+    decision = answer.decision
+    assert decision is not None
+    return {
+        "answer": answer.text,
+        "arm": answer.arm,
+        "seconds": round(answer.seconds, 3),
+        "passages": [
+            {"id": p.id, "text": p.text, "score": p.score, "metadata": dict(p.metadata)} for p in answer.passages
+        ],
+        "decision": {
+            "id": decision.id,
+            "arm": decision.arm,
+            "confidence": decision.confidence,
+            "stage": decision.stage,
+            "values": dict(decision.values),
+            "propensities": dict(decision.propensities),
+            "reasons": list(decision.reasons),
+            "forced": decision.forced,
+            "fallback": decision.fallback,
+        },
+    }

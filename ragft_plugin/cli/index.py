@@ -1,0 +1,39 @@
+"""``ragft index``: documents into the knowledge base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+
+
+@click.command("index")
+@click.argument("documents", type=click.Path(path_type=Path))
+@config_option
+@json_option
+def command(documents: Path, config_path: Path, as_json: bool) -> None:
+    """Put the files under DOCUMENTS into the knowledge base; only what changed is done again."""
+    from ragft_plugin.assembly import Project
+    from ragft_plugin.retrieval import index_folder
+
+    with Project(load_config(config_path)) as project:
+        with progress("indexing", quiet=as_json) as advance:
+            report = index_folder(project.knowledge_base(create=True), documents, progress=advance)
+        total = len(project.knowledge_base())
+    counts = {
+        "added": report.added,
+        "updated": report.updated,
+        "unchanged": report.unchanged,
+        "deleted": report.deleted,
+        "passages": total,
+        "seconds": round(report.seconds, 3),
+    }
+    skipped = [{"path": str(s.path), "reason": s.reason} for s in report.skipped]
+    if as_json:
+        print_json({**counts, "skipped": skipped})
+        return
+    click.echo(", ".join(f"{name} {value}" for name, value in counts.items()))
+    for item in skipped:
+        click.echo(f"skipped {item['path']}: {item['reason']}", err=True)
