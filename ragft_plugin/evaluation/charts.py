@@ -8,6 +8,7 @@ from math import floor, log10
 
 from ragft_plugin.evaluation.calibration import ReliabilityBin
 from ragft_plugin.evaluation.frontier import Point, convex_hull
+from ragft_plugin.evaluation.report_text import printable
 
 WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 14, 46
@@ -106,12 +107,12 @@ def _line(points: Sequence[Point], x: Scale, y: Scale, kind: str) -> str:
 
 def _dot(point: Point, x: Scale, y: Scale, kind: str, label: str) -> str:
     cx, cy = x(point.cost), y(point.reward)
-    title = escape(f"{point.name}: cost {point.cost:.4g}, reward {point.reward:.4f}")
+    title = escape(f"{printable(point.name)}: cost {point.cost:.4g}, reward {point.reward:.4f}")
     dot = f'<circle class="{kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="4"><title>{title}</title></circle>'
     # Labels stand to the left of dots near the right edge, so that they stay inside.
     left = cx > WIDTH - 130
     anchor, shift = ("end", -8) if left else ("start", 8)
-    text = f'<text x="{cx + shift:.1f}" y="{cy - 6:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+    text = f'<text x="{cx + shift:.1f}" y="{cy - 6:.1f}" text-anchor="{anchor}">{escape(printable(label, 24))}</text>'
     return dot + (text if label else "")
 
 

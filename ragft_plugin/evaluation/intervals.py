@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from ragft_plugin.types import FloatArray
 
-CHUNK = 4_000_000  # indices drawn at once by the bootstrap: 32 MB
+CHUNK = 500_000  # indices drawn at once by the bootstrap: 4 MB, which stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,39 @@ def bootstrap_mean(
         >>> bootstrap_mean([1.0, 1.0, 1.0]).low
         1.0
     """
-    x = _values(values)
+    return bootstrap_means(_values(values)[:, None], level=level, draws=draws, seed=seed, groups=groups)[0]
+
+
+def bootstrap_means(
+    table: ArrayLike,
+    *,
+    level: float = 0.95,
+    draws: int = 2_000,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+) -> list[Interval]:
+    """Percentile bootstrap of the mean of every column, on the same resamples.
+
+    Args:
+        table: shape (n, c).
+        level: confidence.
+        draws: resamples.
+        seed: of the resampling.
+        groups: as in ``bootstrap_mean``.
+
+    Returns:
+        One interval per column.
+    """
+    x = np.asarray(table, dtype=np.float64)
+    if x.ndim != 2 or x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"expected finite values of shape (n, c) with n, c >= 1, got shape {x.shape}")
+    normal_quantile(level)  # refuses a level that is none
     means = _resampled_means(x, draws, seed, groups)
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(x.mean()), float(low), float(high), level)
+    lows, highs = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
+    return [
+        Interval(float(m), float(low), float(high), level)
+        for m, low, high in zip(x.mean(axis=0), lows, highs, strict=True)
+    ]
 
 
 def paired_bootstrap(
@@ -150,19 +179,25 @@ def _values(values: ArrayLike) -> FloatArray:
 
 
 def _resampled_means(x: FloatArray, draws: int, seed: int, groups: ArrayLike | None) -> FloatArray:
+    """Means of the columns of ``x`` in each resample, shape (draws, c)."""
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    sums, counts = x, np.ones_like(x)
+    sums, counts = x, np.ones(len(x))
     if groups is not None:
         _, index = np.unique(np.asarray(groups), return_inverse=True)
-        if index.shape != x.shape:
-            raise ValueError(f"groups must have shape {x.shape}, got {index.shape}")
-        sums = np.asarray(np.bincount(index, x), dtype=np.float64)
+        if index.shape != counts.shape:
+            raise ValueError(f"groups must have shape {counts.shape}, got {index.shape}")
+        sums = np.zeros((int(index.max()) + 1, x.shape[1]))
+        np.add.at(sums, index, x)
         counts = np.asarray(np.bincount(index), dtype=np.float64)
     rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(sums))
+    m = len(sums)
+    step = max(1, CHUNK // m)
     parts = []
     for start in range(0, draws, step):
-        drawn = rng.integers(len(sums), size=(min(step, draws - start), len(sums)))
-        parts.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+        size = min(step, draws - start)
+        drawn = rng.integers(m, size=(size, m)) + m * np.arange(size)[:, None]
+        # How often each unit was drawn: one product then serves all columns.
+        times = np.bincount(drawn.ravel(), minlength=size * m).reshape(size, m).astype(np.float64)
+        parts.append((times @ sums) / (times @ counts)[:, None])
     return np.concatenate(parts)

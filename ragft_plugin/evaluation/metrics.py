@@ -24,6 +24,7 @@ from ragft_plugin.evaluation.calibration import (
 from ragft_plugin.evaluation.intervals import (
     Interval,
     bootstrap_mean,
+    bootstrap_means,
     mcnemar_exact,
     paired_bootstrap,
     wilson,
@@ -37,6 +38,7 @@ __all__ = [
     "ReliabilityBin",
     "Scorer",
     "bootstrap_mean",
+    "bootstrap_means",
     "brier",
     "calibration_test",
     "contains",

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from ragft_plugin.errors import DataError
 from ragft_plugin.evaluation.calibration import CalibrationTest, ReliabilityBin, calibration_test, reliability
 from ragft_plugin.evaluation.frontier import Point, aiq, choose, fixed_points, headroom_captured, margin
-from ragft_plugin.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap
+from ragft_plugin.evaluation.intervals import Interval, bootstrap_mean, bootstrap_means, paired_bootstrap
 from ragft_plugin.evaluation.outcomes import Outcomes
 from ragft_plugin.types import FloatArray
 
@@ -219,18 +219,14 @@ def build_report(
     spent = price[rows, chosen] if cost is None else _column("cost", cost, n)
     stated = None if confidence is None else _column("confidence", confidence, n)
 
-    def row(name: str, kind: str, earned: FloatArray, paid: FloatArray) -> PolicyRow:
-        means = (bootstrap_mean(x, seed=seed, groups=groups) for x in (earned, paid, earned - cost_weight * paid))
-        return PolicyRow(name, kind, *means)
-
-    policies = [row(name, "fixed", reward[:, j], price[:, j]) for j, name in enumerate(outcomes.arms)]
-    policies.append(row("random", "random", reward.mean(axis=1), price.mean(axis=1)))
+    ideal = choose(reward, price, cost_weight)
+    known = [(name, "fixed", reward[:, j], price[:, j]) for j, name in enumerate(outcomes.arms)]
+    known.append(("random", "random", reward.mean(axis=1), price.mean(axis=1)))
     for name, choice in (others or {}).items():
         index = _choices(name, choice, outcomes)
-        policies.append(row(name, "other", reward[rows, index], price[rows, index]))
-    policies.append(row("router", "router", reward[rows, chosen], spent))
-    ideal = choose(reward, price, cost_weight)
-    policies.append(row("oracle", "oracle", reward[rows, ideal], price[rows, ideal]))
+        known.append((name, "other", reward[rows, index], price[rows, index]))
+    known.append(("router", "router", reward[rows, chosen], spent))
+    known.append(("oracle", "oracle", reward[rows, ideal], price[rows, ideal]))
 
     best = _best(outcomes, net, best_arm)
     mine, base, top = reward[rows, chosen] - cost_weight * spent, net[:, best], net[rows, ideal]
@@ -240,7 +236,7 @@ def build_report(
         n=n,
         cost_weight=float(cost_weight),
         best_arm=outcomes.arms[best],
-        policies=tuple(policies),
+        policies=_policies(known, cost_weight, groups, seed),
         gain=paired_bootstrap(mine, base, seed=seed, groups=groups),
         headroom=_headroom(mine, base, top, groups, seed),
         frontier=points,
@@ -254,6 +250,14 @@ def build_report(
         mistakes=_mistakes(outcomes, net, top - mine, chosen, ideal, stated),
         notes=tuple(notes),
     )
+
+
+def _policies(
+    known: Sequence[tuple[str, str, FloatArray, FloatArray]], cost_weight: float, groups: IntArray, seed: int
+) -> tuple[PolicyRow, ...]:
+    table = np.column_stack([x for _, _, earned, paid in known for x in (earned, paid, earned - cost_weight * paid)])
+    found = bootstrap_means(table, seed=seed, groups=groups)
+    return tuple(PolicyRow(name, kind, *found[3 * i : 3 * i + 3]) for i, (name, kind, _, _) in enumerate(known))
 
 
 def _best(outcomes: Outcomes, net: FloatArray, name: str | None) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ragft_plugin.evaluation.frontier import convex_hull
+
 if TYPE_CHECKING:
     from ragft_plugin.evaluation.report import Report
 
@@ -65,7 +67,10 @@ def _policies(report: Report) -> str:
 
 def _frontier(report: Report) -> str:
     rows = [("cost weight", "cost", "reward")]
-    for p in report.frontier:
+    corners = convex_hull(report.frontier)
+    # A dozen corners show the curve; the JSON has all points.
+    step = max(1, -(-len(corners) // 12))
+    for p in [*corners[:-1:step], corners[-1]]:
         rows.append(("" if p.cost_weight is None else f"{p.cost_weight:.4g}", f"{p.cost:.4g}", f"{p.reward:.4f}"))
     below = "" if report.margin is None else f", at least {report.margin:+.4f} from the line between the fixed arms"
     area = "" if report.aiq is None else f": AIQ {report.aiq:.4f}"

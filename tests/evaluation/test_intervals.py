@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ragft_plugin.evaluation.metrics import bootstrap_mean, mcnemar_exact, paired_bootstrap, wilson
+from ragft_plugin.evaluation.metrics import bootstrap_mean, bootstrap_means, mcnemar_exact, paired_bootstrap, wilson
 
 
 @settings(deadline=None, derandomize=True, max_examples=80)
@@ -73,7 +73,17 @@ def test_equal_seeds_give_equal_intervals_whatever_the_chunk(monkeypatch):
     x = np.arange(50.0)
     whole = bootstrap_mean(x, seed=4)
     monkeypatch.setattr("ragft_plugin.evaluation.intervals.CHUNK", 1_000)
-    assert bootstrap_mean(x, seed=4) == whole
+    again = bootstrap_mean(x, seed=4)
+    assert (again.low, again.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
+    assert bootstrap_mean(x, seed=4) == again
+    assert bootstrap_mean(x, seed=5) != again
+
+
+def test_columns_resampled_together_have_the_intervals_they_have_alone():
+    table = np.random.default_rng(5).random((40, 3))
+    for column, found in zip(table.T, bootstrap_means(table, seed=6), strict=True):
+        alone = bootstrap_mean(column, seed=6)
+        assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
 
 
 def test_what_has_no_mean_is_refused():
