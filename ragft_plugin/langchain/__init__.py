@@ -13,6 +13,7 @@ from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ragft_plugin.langchain.chain import RoutedChain
+    from ragft_plugin.langchain.chat_lora import ChatLora
     from ragft_plugin.langchain.decisions import decision_from_dict, decision_to_dict
     from ragft_plugin.langchain.documents import document_from, passage_from
     from ragft_plugin.langchain.generators import ChatModelGenerator, from_chat_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ragft_plugin.langchain.retrievers import RunnableRetriever, from_retriever
 
 _MODULES = {
+    "ChatLora": "chat_lora",
     "ChatModelGenerator": "generators",
     "RoutedChain": "chain",
     "RoutedRetriever": "retriever",
@@ -37,6 +39,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ChatLora",
     "ChatModelGenerator",
     "RoutedChain",
     "RoutedRetriever",

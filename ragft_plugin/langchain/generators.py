@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import BaseMessage, convert_to_messages
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 
 from ragft_plugin.errors import ConfigError, GenerationError
@@ -154,8 +155,7 @@ class ChatModelGenerator:
         if not isinstance(reply, BaseMessage):
             return Generation(text)
         facts = reply.response_metadata
-        logprobs, margins = _logprobs(facts)
-        return Generation(text, logprobs, margins, None, _usage(reply), _finish_reason(facts))
+        return Generation(text, **_logprobs(facts), usage=_usage(reply), finish_reason=_finish_reason(facts))
 
     def _refuse(self, empty: bool) -> None:
         if empty:
@@ -183,7 +183,7 @@ def is_model(model: Runnable[Any, Any]) -> bool:
     """Whether the input is a prompt for a language model, looking through what wraps it."""
     if isinstance(model, BaseLanguageModel):
         return True
-    if isinstance(model, RunnableBinding):
+    if isinstance(model, RunnableBindingBase):
         return is_model(model.bound)
     if isinstance(model, RunnableWithFallbacks):
         return is_model(model.runnable)
@@ -210,18 +210,25 @@ def _finish_reason(facts: Mapping[str, Any]) -> Literal["stop", "length"]:
     return "length" if said in {"length", "max_tokens", "MAX_TOKENS"} else "stop"
 
 
-def _logprobs(facts: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Log-probabilities and margins in the form that OpenAI's interface gave to the field."""
-    tokens = (facts.get("logprobs") or {}).get("content")
-    if not tokens:
-        return None, None
-    logprobs = tuple(float(token["logprob"]) for token in tokens)
-    others = [
-        [float(other["logprob"]) for other in token.get("top_logprobs", ()) if other["token"] != token["token"]]
-        for token in tokens
-    ]
-    margins = tuple(own - max(rest) for own, rest in zip(logprobs, others, strict=True) if rest)
-    return logprobs, margins if len(margins) == len(logprobs) else None
+def _logprobs(facts: Mapping[str, Any]) -> dict[str, tuple[float, ...] | None]:
+    """Log-probabilities, margins and entropies, from the form that OpenAI's interface gave to the field.
+
+    ``top_logprobs`` give the margins; ``margin`` and ``entropy`` beside a token are the package's own.
+    """
+    tokens = (facts.get("logprobs") or {}).get("content") or ()
+    columns = {
+        "logprobs": [token["logprob"] for token in tokens],
+        "margins": [_margin(token) for token in tokens],
+        "entropies": [token.get("entropy") for token in tokens],
+    }
+    return {
+        name: tuple(map(float, column)) if column and None not in column else None for name, column in columns.items()
+    }
+
+
+def _margin(token: Mapping[str, Any]) -> float | None:
+    others = [other["logprob"] for other in token.get("top_logprobs", ()) if other["token"] != token["token"]]
+    return token["logprob"] - max(others) if others else token.get("margin")
 
 
 async def _close(chunks: AsyncIterator[Any]) -> None:

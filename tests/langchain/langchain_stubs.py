@@ -234,3 +234,32 @@ def times(seconds: float, call: Callable[[], Any]) -> Any:
     value = call()
     assert time.perf_counter() - began < seconds
     return value
+
+
+class EchoBackend:
+    """Serves an echo per adapter."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.made: dict[str | None, Echo] = {}
+
+    def generator(self, adapter: str | None = None) -> Echo:
+        return self.made.setdefault(adapter, Echo(adapter or "base", **self.options))
+
+
+class ScriptedBackend:
+    """Returns prepared texts one after the other, and keeps the prompts."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        self.prompts: list[Prompt] = []
+
+    def generator(self, adapter: str | None = None) -> ScriptedBackend:
+        return self
+
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
+        self.prompts += prompts
+        return [Generation(self.texts.pop(0)) for _ in prompts]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        yield self.generate([prompt])[0].text
