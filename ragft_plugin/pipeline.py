@@ -93,7 +93,8 @@ class Pipeline:
         for name in (*router.arms, *(self.fallback or ())):
             self._arm(name)
         # Passages gathered for deciding come from the first retriever; an arm with another one asks it itself.
-        self.retriever = next((a.retriever for a in self.arms.values() if a.retriever), None)
+        # (Not by truth: an empty knowledge base has length 0.)
+        self.retriever = next((a.retriever for a in self.arms.values() if a.retriever is not None), None)
 
     # -------------------------------------------------------------------------------------------- answering
 

@@ -132,7 +132,7 @@ class RoutedQueryEngine(BaseQueryEngine):
     ) -> Response | StreamingResponse:
         """Answer a question whose arm is chosen; nothing is decided again."""
         dispatcher.event(SynthesizeStartEvent(query=query))
-        with self._event(CBEventType.SYNTHESIZE, query) as event:
+        with self.callback_manager.as_trace("query"), self._event(CBEventType.SYNTHESIZE, query) as event:
             response: Response | StreamingResponse
             if self._streaming:
                 stream = self.pipeline.stream(routed, **self._request)
@@ -152,7 +152,7 @@ class RoutedQueryEngine(BaseQueryEngine):
     ) -> Response | AsyncStreamingResponse:
         """As ``answer``, without blocking the event loop."""
         dispatcher.event(SynthesizeStartEvent(query=query))
-        with self._event(CBEventType.SYNTHESIZE, query) as event:
+        with self.callback_manager.as_trace("query"), self._event(CBEventType.SYNTHESIZE, query) as event:
             response: Response | AsyncStreamingResponse
             if self._streaming:
                 stream = self.pipeline.stream(routed, **self._request)

@@ -85,9 +85,9 @@ class PlainGenerator:
 
     def stream(self, prompt: Prompt, **options: Any) -> Any:
         self.options.append(options)
-        for word in self._say(prompt).split(" "):
+        for i, word in enumerate(self._say(prompt).split(" ")):
             time.sleep(self.delay)
-            yield word if word == self.name else " " + word
+            yield word if i == 0 else " " + word
 
 
 class PlainRetriever:
