@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ragft_plugin.errors import RouterError
 from ragft_plugin.routing.signals import SIGNALS
@@ -19,7 +20,7 @@ from ragft_plugin.routing.text import Sparse, Tfidf, principal_axes, project, wo
 from ragft_plugin.types import STAGES, Encoder, Evidence, FloatArray, Stage
 
 BLOCK_RANK = 128
-SIGNAL_SCALE = 0.3  # a signal of one standard deviation against a text block of length one
+FEW_ROWS = 300  # up to here a term that occurs once is kept: it may name a document that comes again
 SIGNAL_CLIP = 3.0
 BLOCK_STAGE: dict[str, Stage] = {"question": "question", "passage": "passages", "draft": "draft"}
 
@@ -64,7 +65,7 @@ class Featurizer:
         texts = [self._texts(e) for e in evidence]
         split = [{block: words(t) for block, t in row.items()} for row in texts]
         n = len(evidence)
-        self.tfidf = Tfidf.fit((t for row in split for t in row.values()), min_df=2 if n > 50 else 1)
+        self.tfidf = Tfidf.fit((t for row in split for t in row.values()), min_df=2 if n > FEW_ROWS else 1)
         blocks = self._blocks()
         vectors: dict[str, FloatArray] = {}
         for block in blocks:
@@ -150,6 +151,16 @@ class Featurizer:
             level = i
         return level
 
+    def signals(self, stage: Stage) -> NDArray[np.bool_]:
+        """Which features at a stage are signals, not parts of a text block, shape (width(stage),)."""
+        parts: list[NDArray[np.bool_]] = []
+        for s in self.stages[: self.stages.index(stage) + 1]:
+            parts.append(np.ones(len(self.names[s]), dtype=bool))
+            for block in self._blocks():
+                if BLOCK_STAGE[block] == s:
+                    parts.append(np.zeros(self.axes[block].shape[1], dtype=bool))
+        return np.concatenate(parts)
+
     @property
     def question_columns(self) -> slice:
         """The columns of the question's text block."""
@@ -188,7 +199,7 @@ class Featurizer:
 
     def _scale(self, raw: FloatArray, stage: Stage) -> FloatArray:
         mean, spread = self.centre[stage]
-        scaled = np.clip((raw - mean) / spread, -SIGNAL_CLIP, SIGNAL_CLIP) * SIGNAL_SCALE
+        scaled = np.clip((raw - mean) / spread, -SIGNAL_CLIP, SIGNAL_CLIP)
         return np.where(np.isfinite(scaled), scaled, 0.0)
 
     def _signals(

@@ -141,7 +141,7 @@ def learn(
     models: list[RewardModel] = []
     for i, stage in enumerate(used):
         x = features[:, : featurizer.width(stage)]
-        models.append(REWARD_MODELS[model]().fit(x, outcomes.reward, fold, weight))
+        models.append(REWARD_MODELS[model]().fit(x, outcomes.reward, fold, weight, featurizer.signals(stage)))
         tell(2 + i, steps)
     probability = tuple(m.out_of_fold_ for m in models)
     reward = full_rewards(outcomes, probability[-1])

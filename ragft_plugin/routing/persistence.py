@@ -29,7 +29,7 @@ from ragft_plugin.routing.novelty import Novelty
 from ragft_plugin.routing.plan import Plan
 from ragft_plugin.routing.rewards import REWARD_MODELS
 from ragft_plugin.routing.signals import SIGNALS
-from ragft_plugin.routing.stopping import REGRESSORS
+from ragft_plugin.routing.stopping import COLUMNS
 from ragft_plugin.routing.text import Tfidf
 from ragft_plugin.types import STAGES, Encoder, Stage
 
@@ -279,7 +279,7 @@ def _restore(
     w = len(weights)
     plan = Plan(
         weights,
-        array("plan.coef", w, s - 1, REGRESSORS + 1),
+        array("plan.coef", w, s - 1, COLUMNS),
         array("plan.gain", w),
         array("plan.lower", w),
         array("plan.platt", w, 2),

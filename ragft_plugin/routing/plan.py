@@ -32,7 +32,7 @@ class Setting:
         gain: expected gain of the learnt policy over it.
         lower: its lower confidence bound.
         is_open: whether the learnt policy is used.
-        coef: when to stop, shape (stages - 1, 7).
+        coef: when to stop, shape (stages - 1, 8).
         platt: intercept and slope that calibrate the chosen arm's confidence.
     """
 
@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         weights: rising from 0, shape (w,).
-        coef: shape (w, stages - 1, 7).
+        coef: shape (w, stages - 1, 8).
         gain: shape (w,).
         lower: shape (w,).
         platt: shape (w, 2).

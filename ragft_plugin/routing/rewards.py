@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ragft_plugin.errors import RouterError
 from ragft_plugin.routing.calibration import apply_platt, fit_platt
@@ -21,7 +22,10 @@ from ragft_plugin.types import FloatArray
 MIN_ROWS = 30  # below so many rewards of an arm, its prior is all there is
 PRIOR_ROWS = 4.0  # an arm's mean is shrunk to that of all arms as if so many rows had shown it
 
+SIGNAL_SCALES = (0.1, 0.2, 0.4)  # a signal of one standard deviation against a text block of length one
+
 State = tuple[dict[str, Any], dict[str, FloatArray]]
+Mask = NDArray[np.bool_]
 
 
 class RewardModel(Protocol):
@@ -33,7 +37,9 @@ class RewardModel(Protocol):
 
     out_of_fold_: FloatArray
 
-    def fit(self, features: FloatArray, reward: FloatArray, fold: IntArray, weight: FloatArray) -> RewardModel:
+    def fit(
+        self, features: FloatArray, reward: FloatArray, fold: IntArray, weight: FloatArray, signals: Mask
+    ) -> RewardModel:
         """Learn.
 
         Args:
@@ -41,6 +47,7 @@ class RewardModel(Protocol):
             reward: shape (n, a) in [0, 1], NaN where unknown.
             fold: cross-fitting fold of each row, shape (n,).
             weight: shape (n, a), e.g. one over the propensity.
+            signals: which columns are signals of their own and not part of a text block, shape (d,).
         """
         ...
 
@@ -76,13 +83,16 @@ def prior_means(reward: FloatArray, weight: FloatArray) -> FloatArray:
 class LinearRewards:
     """Ridge regression per arm, calibrated by Platt scaling.
 
-    An arm is predicted either on its own, or as what all arms have in common plus its own deviation; the better of
-    the two out of fold, by squared error. So arms with few rows, such as a new adapter, borrow from the others.
+    The penalty and the weight of signals against text are common to all arms: the pair with the least squared error
+    out of fold, summed over arms. One choice made on all rewards is steadier than one per arm made on fewer, and
+    an arm with few rows, such as a new adapter, borrows it from the others.
     """
 
     out_of_fold_: FloatArray
 
-    def fit(self, features: FloatArray, reward: FloatArray, fold: IntArray, weight: FloatArray) -> LinearRewards:
+    def fit(
+        self, features: FloatArray, reward: FloatArray, fold: IntArray, weight: FloatArray, signals: Mask
+    ) -> LinearRewards:
         """Learn; see ``RewardModel.fit``."""
         n, arms = reward.shape
         self.coef_ = np.zeros((features.shape[1], arms))
@@ -94,7 +104,7 @@ class LinearRewards:
             scores[fold == k] = prior_means(reward[fold != k], weight[fold != k])
         fitted = [a for a in range(arms) if known[:, a].sum() >= MIN_ROWS]
         if features.shape[1] and fitted:
-            self._fit_arms(features, reward, fold, weight, known, fitted, scores)
+            self._fit_arms(features, reward, fold, weight, signals, fitted, scores)
         for a in fitted:
             rows = known[:, a]
             self.platt_[a] = fit_platt(scores[rows, a], reward[rows, a], weight[rows, a])
@@ -123,26 +133,38 @@ class LinearRewards:
         reward: FloatArray,
         fold: IntArray,
         weight: FloatArray,
-        known: np.ndarray,
+        signals: Mask,
         fitted: list[int],
         scores: FloatArray,
     ) -> None:
+        known = ~np.isnan(reward)
         value = np.where(known, reward, 0.0)
+        # Arms run on the same rows share the decomposition.
         same = bool(known[:, fitted].all()) and bool((weight[:, fitted] == weight[:, fitted[:1]]).all())
         groups = [fitted] if same else [[a] for a in fitted]
-        for group in groups:
+
+        def rows_of(group: list[int]) -> tuple[Mask, FloatArray, FloatArray, IntArray]:
             rows = known[:, group[0]]
-            x, y, w, f = features[rows], value[rows][:, group], weight[rows, group[0]], fold[rows]
-            path = out_of_fold_path(x, y, w, f, PENALTIES)
-            loss = np.einsum("n,pnm->pm", w, (path - y) ** 2)
-            best = loss.argmin(axis=0)
-            coef, intercept = fit_ridge(x, y, w, PENALTIES[best])
-            self.coef_[:, group], self.intercept_[group] = coef, intercept
-            for j, a in enumerate(group):
-                scores[rows, a] = path[best[j], :, j]
-                if not rows.all():
-                    unseen = ~rows
-                    scores[unseen, a] = features[unseen] @ coef[:, j] + intercept[j]
+            return rows, value[rows][:, group], weight[rows, group[0]], fold[rows]
+
+        scales = SIGNAL_SCALES if signals.any() and not signals.all() else SIGNAL_SCALES[:1]
+        loss = np.zeros((len(scales), len(PENALTIES)))
+        for i, scale in enumerate(scales):
+            scaled = features * np.where(signals, scale, 1.0)
+            for group in groups:
+                rows, y, w, f = rows_of(group)
+                path = out_of_fold_path(scaled[rows], y, w, f, PENALTIES)
+                loss[i] += np.einsum("n,pnm->p", w, (path - y) ** 2)
+        i, p = np.unravel_index(int(loss.argmin()), loss.shape)
+        multiplier = np.where(signals, scales[i], 1.0)
+        scaled, penalty = features * multiplier, PENALTIES[p : p + 1]
+        for group in groups:
+            rows, y, w, f = rows_of(group)
+            coef, intercept = fit_ridge(scaled[rows], y, w, np.repeat(penalty, len(group)))
+            self.coef_[:, group], self.intercept_[group] = coef * multiplier[:, None], intercept
+            scores[np.ix_(rows, np.array(group))] = out_of_fold_path(scaled[rows], y, w, f, penalty)[0]
+            if not rows.all():
+                scores[np.ix_(~rows, np.array(group))] = scaled[~rows] @ coef + intercept
 
 
 REWARD_MODELS: dict[str, Callable[[], RewardModel]] = {"linear": LinearRewards}

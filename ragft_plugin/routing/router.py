@@ -20,7 +20,7 @@ from ragft_plugin.routing.novelty import Novelty
 from ragft_plugin.routing.plan import Plan, Setting
 from ragft_plugin.routing.policies import POLICIES, choose
 from ragft_plugin.routing.rewards import RewardModel
-from ragft_plugin.routing.stopping import wants_more
+from ragft_plugin.routing.stopping import extra_price, wants_more
 from ragft_plugin.types import Decision, Encoder, Evidence, FloatArray, Gather, Stage
 
 logger = logging.getLogger(__name__)
@@ -310,7 +310,8 @@ class Router:
         more = np.zeros(n, dtype=bool)
         if learnt and not final and level + 1 < len(featurizer.stages):
             calm = np.where(np.isfinite(net), net, -1.0)
-            more = wants_more(probability, calm, setting.safe, setting.coef[level]) & ~unfamiliar
+            extra = extra_price(plan.prices, level, setting.weight)
+            more = wants_more(probability, calm, choose(net), extra, setting.safe, setting.coef[level]) & ~unfamiliar
         guarded = np.where(unfamiliar, True, not learnt)
         # The safe arm is the best by its mean; if it cannot answer this query, the best of those that can.
         fallback = plan.means - setting.weight * plan.prices.arm[level]

@@ -6,6 +6,9 @@ says that it pays. What is regressed is the *realised* difference of the two cou
 models had not seen, never a predicted maximum: the larger of two noisy predictions is too high on average, and
 would buy evidence for its own sake.
 
+Evidence that costs nothing more is always taken: if the arm one would choose now is the very one that the next stage
+runs, then running it first and deciding afterwards is the same price and can only be better informed.
+
 Source: Longstaff & Schwartz, "Valuing American Options by Simulation", Review of Financial Studies, 2001.
 """
 
@@ -24,7 +27,10 @@ from ragft_plugin.types import FloatArray
 
 STAGING_ROWS = 300  # fewer cannot tell when to stop; then every query goes to the same stage
 REGRESSORS = 6
-PENALTY = 10.0  # ridge on standardised regressors, as if so many rows had shown no difference
+PENALTY = 100.0  # ridge on standardised regressors, as if so many rows had shown no difference
+FREE = 1e-12
+FEW = 30  # fewer rows that would have to pay: none of them does
+COLUMNS = REGRESSORS + 2  # intercept, slopes, and whether free evidence is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +77,38 @@ def regressors(probability: FloatArray, net: FloatArray, safe: int) -> FloatArra
 
 
 def always(stages: int, stop: int) -> FloatArray:
-    """Coefficients that decide every query at stage ``stop``, shape (stages - 1, 7)."""
-    coef = np.zeros((max(stages - 1, 0), REGRESSORS + 1))
+    """Coefficients that decide every query at stage ``stop``, shape (stages - 1, 8)."""
+    coef = np.zeros((max(stages - 1, 0), COLUMNS))
     coef[:, 0] = np.where(np.arange(len(coef)) < stop, 1.0, -1.0)
     return coef
 
 
-def wants_more(probability: FloatArray, net: FloatArray, safe: int, coef: FloatArray) -> NDArray[np.bool_]:
-    """Whether to continue from a stage, shape (n,); ``coef`` of that stage, shape (7,)."""
+def wants_more(
+    probability: FloatArray, net: FloatArray, pick: IntArray, extra: FloatArray, safe: int, coef: FloatArray
+) -> NDArray[np.bool_]:
+    """Whether to continue from a stage, shape (n,).
+
+    Args:
+        probability: calibrated reward of each arm, shape (n, a).
+        net: the same minus weighted marginal cost, shape (n, a).
+        pick: the arm one would choose now, shape (n,).
+        extra: weighted price of continuing and then choosing each arm, beyond choosing it now, shape (a,).
+        safe: index of the best single arm.
+        coef: of this stage, shape (8,).
+    """
     if not coef[1:].any():
         return np.full(len(net), coef[0] > 0.0)
-    gain = coef[0] + regressors(probability, net, safe) @ coef[1:]
+    gain = coef[0] + regressors(probability, net, safe) @ coef[1:-1]
     more: NDArray[np.bool_] = np.round(gain, 9) > 0.0
+    if coef[-1] > 0.5:
+        more |= (extra <= FREE)[pick]
     return more
+
+
+def extra_price(prices: Costs, stage: int, weight: float) -> FloatArray:
+    """Weighted price of gathering the next stage and then choosing each arm, beyond choosing it now, shape (a,)."""
+    price: FloatArray = prices.stage[stage + 1] + prices.arm[stage + 1] - prices.arm[stage]
+    return weight * price
 
 
 def follow(
@@ -104,7 +129,7 @@ def follow(
         prices: what is known of costs beforehand.
         weight: reward given up per unit of cost.
         safe: index of the best single arm.
-        coef: shape (stages - 1, 7).
+        coef: shape (stages - 1, 8).
     """
     n = len(reward)
     rows = np.arange(n)
@@ -113,12 +138,12 @@ def follow(
     going = np.ones(n, dtype=bool)
     for s, p in enumerate(probability):
         net = p - weight * prices.arm[s]
+        pick = choose(net)
         stage[going] = s
-        arm[going] = choose(net[going])
-        if s + 1 < len(probability) and going.any():
-            going[going] = wants_more(p[going], net[going], safe, coef[s])
-        else:
+        arm[going] = pick[going]
+        if s + 1 == len(probability) or not going.any():
             break
+        going &= wants_more(p, net, pick, extra_price(prices, s, weight), safe, coef[s])
     price = costs.spent[rows, stage] + costs.arm[rows, stage, arm]
     return Course(stage, arm, reward[rows, arm] - weight * price)
 
@@ -144,7 +169,7 @@ def learn_stopping(
         fold: cross-fitting fold of each row, shape (n,).
 
     Returns:
-        Coefficients of the policy to use, shape (stages - 1, 7), and the utility that this way of choosing a
+        Coefficients of the policy to use, shape (stages - 1, 8), and the utility that this way of choosing a
         policy earned on rows it was not chosen on, shape (n,).
     """
     stages = len(probability)
@@ -180,7 +205,8 @@ def _induce(
 ) -> tuple[FloatArray, FloatArray]:
     n, stages = len(reward), len(probability)
     rows = np.arange(n)
-    coef = np.zeros((stages - 1, REGRESSORS + 1))
+    coef = np.zeros((stages - 1, COLUMNS))
+    coef[:, -1] = 1.0
     later = np.empty(n)
     for s in range(stages - 1, -1, -1):
         p = probability[s]
@@ -192,18 +218,22 @@ def _induce(
             continue
         go = later - weight * costs.stage[:, s + 1]
         known = regressors(p, net, safe)
-        gain = np.empty(n)
+        paid = (extra_price(prices, s, weight) > FREE)[arm]
+        gain = np.ones(n)
         for k in np.unique(fold):
-            test = fold == k
-            learnt = _regress(known[~test], (go - stop)[~test])
+            test = (fold == k) & paid
+            rest = (fold != k) & paid
+            learnt = _regress(known[rest], (go - stop)[rest])
             gain[test] = learnt[0] + known[test] @ learnt[1:]
-        coef[s] = _regress(known, go - stop)
+        coef[s, :-1] = _regress(known[paid], (go - stop)[paid])
         later = np.where(gain > 0.0, go, stop)
     return coef, later
 
 
 def _regress(known: FloatArray, gain: FloatArray) -> FloatArray:
     """Intercept and slopes of a ridge regression on standardised columns, in their own units."""
+    if len(known) < FEW:
+        return np.array([-1.0, *np.zeros(REGRESSORS)])
     mean = known.mean(axis=0)
     spread = known.std(axis=0)
     spread[spread < 1e-9] = np.inf
