@@ -86,8 +86,9 @@ class KnowledgeBase:
 
     def __init__(self, path: Path, encoder: Encoder | None, *, read_only: bool, require_filter: bool | None) -> None:
         self._path = path
-        self._read_only = read_only
-        self._catalogue = Catalogue(path / _DATABASE, read_only=read_only)
+        self._writable = os.access(path, os.W_OK)
+        self._read_only = read_only or not self._writable
+        self._catalogue = Catalogue(path / _DATABASE, read_only=self._read_only)
         self._settings = self._catalogue.settings()
         self._encoder = self._bound(encoder)
         required = self._settings.require_filter
@@ -466,7 +467,9 @@ class KnowledgeBase:
         if state.next_row == 0:
             return self._lexical.in_memory(self._catalogue, state)
         if not self._read_only and self._repair(state):
-            return self._lexical.pinned(state)
+            lexicon = self._lexical.pinned(state)
+            if lexicon is not None:
+                return lexicon
         if time.monotonic() < self._behind.get(state.version, deadline):
             return None
         logger.warning("BM25 of %s is behind and cannot be written; building it in memory", self._path)
@@ -560,11 +563,17 @@ class KnowledgeBase:
     # Writing
 
     def _start_writing(self) -> None:
+        if not self._writable:
+            raise StoreError(f"{self._path} may not be written by this user; change its permissions or copy it")
         if self._read_only:
             raise StoreError(f"{self._path} was opened with read_only=True; open it without to change it")
         self._catalogue.connection  # noqa: B018 - says that it is closed before a lock is taken
         self._lock.acquire()
-        self._lexical.catch_up(self._catalogue, self._catalogue.state())
+        state = self._catalogue.state()
+        try:
+            self._lexical.catch_up(self._catalogue, state)
+        except StoreError as error:
+            logger.warning("%s", error)
         self._current()
 
     def _replace(

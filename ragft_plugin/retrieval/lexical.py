@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import struct
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ MAX_TERMS = 256  # of a query; a question of 100 kB costs no more than one of 25
 _TERM_SET = 4096  # up to so many allowed rows become a query of their own
 _FOLDER = re.compile(r"bm25-[0-9a-f]{8}")
 _HEAP = 32_000_000
+_PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")  # every segment of tantivy has these files
 _MAGIC = 1337  # ends every file of tantivy, before it the length of a JSON footer with the CRC-32 of the rest
 
 
@@ -150,7 +152,9 @@ class LexicalIndex:
         self._writer: Any = None
         self._index: Any = None
         self._opened = ""
+        self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._checked = ""
+        self._bad: Stamp | None = None
 
     def pinned(self, state: State) -> Lexicon | None:
         """Return the index exactly at a state, or None where it is behind, being written, or damaged."""
@@ -158,7 +162,8 @@ class LexicalIndex:
         if stamp is None or (stamp.version, stamp.next_row) != (state.version, state.next_row):
             return None
         try:
-            index = self._open(stamp)
+            writable = os.access(self._folder / stamp.folder, os.W_OK)
+            index = self._open(stamp) if writable else self._linked_aside(stamp)
             index.reload()
             searcher = index.searcher()
         except (OSError, ValueError) as error:
@@ -180,7 +185,11 @@ class LexicalIndex:
         return Lexicon(index.searcher(), self._schema, self._analyzer)
 
     def catch_up(self, catalogue: Catalogue, state: State) -> None:
-        """Bring the index on disk to the state of the last commit. For the holder of the writer's lock only."""
+        """Bring the index on disk to the state of the last commit. For the holder of the writer's lock only.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         stamp = self._stamp()
         if (
             stamp is not None
@@ -201,10 +210,11 @@ class LexicalIndex:
             self._add(writer, fresh)
             self._write_stamp(Stamp(stamp.folder, state.version, state.next_row, self._commit(writer)))
         except (OSError, ValueError) as error:
-            self._writer = None
+            # tantivy's lock is free when the writer is gone; the frames of a kept traceback would keep it.
+            self._writer = writer = None
             raise StoreError(
                 f"{self._folder / stamp.folder}: {error}; no passage is lost, BM25 catches up at the next change"
-            ) from error
+            ) from error.with_traceback(None)
 
     def rebuild(self, catalogue: Catalogue, state: State) -> None:
         """Write the whole index anew in a folder of its own, and swap it in."""
@@ -232,27 +242,36 @@ class LexicalIndex:
         if stamp is None:
             return []
         folder = self._folder / stamp.folder
-        try:
-            listed = [segment["segment_id"].replace("-", "") for segment in self._tantivy_meta(folder)["segments"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return [str(folder / "meta.json")]
-        bad = []
-        for path in sorted(folder.iterdir()):
-            if path.suffix and path.name.split(".", 1)[0] in listed and not _crc_holds(path):
-                bad.append(str(path))
-        return bad
+        for _ in range(5):
+            try:
+                meta = self._tantivy_meta(folder)
+                listed = {segment["segment_id"].replace("-", "") for segment in meta["segments"]}
+                there = [path for path in folder.iterdir() if path.name.split(".", 1)[0] in listed]
+                whole = {folder / f"{name}.{part}" for name in listed for part in _PARTS}
+                bad = [str(path) for path in sorted(whole.union(there)) if not _crc_holds(path)]
+                if not bad or self._tantivy_meta(folder) == meta:
+                    return bad
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return [str(folder / "meta.json")]
+        return []  # a writer is merging all the time, so it is alive and well
 
     def close(self) -> None:
         """Let go of the files."""
         self._writer = self._index = None
         self._opened = ""
+        if self._aside is not None:
+            self._aside.cleanup()
+            self._aside = None
 
     def _sound(self, stamp: Stamp) -> bool:
         # Once per folder and process: afterwards only this process writes it.
         if self._checked != stamp.folder:
+            if self._bad == stamp:
+                return False
             bad = self.damaged()
             if bad:
                 logger.warning("BM25 index is damaged: %s; rebuilding it from the catalogue", ", ".join(bad))
+                self._bad = stamp
                 return False
             self._checked = stamp.folder
         return True
@@ -289,17 +308,28 @@ class LexicalIndex:
         if self._opened != stamp.folder:
             if not self._sound(stamp):
                 raise ValueError("damaged")
-            index = tantivy.Index(self._schema, path=str(self._folder / stamp.folder), reuse=True)
-            index.register_tokenizer("ragft", self._analyzer)
-            self._index, self._opened = index, stamp.folder
+            self._index, self._opened = self._index_in(self._folder / stamp.folder), stamp.folder
         return self._index
+
+    def _index_in(self, folder: Path) -> Any:
+        index = tantivy.Index(self._schema, path=str(folder), reuse=True)
+        index.register_tokenizer("ragft", self._analyzer)
+        return index
+
+    def _linked_aside(self, stamp: Stamp) -> Any:
+        """Open an index in a directory that may not be written, where tantivy cannot make its lock files."""
+        if not self._sound(stamp):
+            raise ValueError("damaged")
+        self._aside = tempfile.TemporaryDirectory(prefix="ragft-bm25-")
+        for path in (self._folder / stamp.folder).resolve().iterdir():
+            if not path.name.endswith(".lock"):
+                os.symlink(path, Path(self._aside.name, path.name))
+        return self._index_in(Path(self._aside.name))
 
     def _open_writer(self, stamp: Stamp) -> Any:
         if self._writer is None or self._opened != stamp.folder:
             if self._opened != stamp.folder:
-                index = tantivy.Index(self._schema, path=str(self._folder / stamp.folder), reuse=True)
-                index.register_tokenizer("ragft", self._analyzer)
-                self._index, self._opened = index, stamp.folder
+                self._index, self._opened = self._index_in(self._folder / stamp.folder), stamp.folder
             self._writer = self._index.writer(heap_size=_HEAP, num_threads=1)
         return self._writer
 
@@ -318,12 +348,11 @@ class LexicalIndex:
 
 
 def _crc_holds(path: Path) -> bool:
+    """Say whether a file is there and whole."""
     try:
         raw = path.read_bytes()
         size, magic = struct.unpack("<II", raw[-8:])
         footer = json.loads(raw[-8 - size : -8])
         return bool(magic == _MAGIC and footer["crc"] == zlib.crc32(raw[: -8 - size]))
-    except FileNotFoundError:
-        return True  # merged away meanwhile; one that is really missing fails when tantivy opens it
     except (OSError, ValueError, struct.error, KeyError, TypeError):
         return False
