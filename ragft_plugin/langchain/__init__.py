@@ -16,18 +16,25 @@ if TYPE_CHECKING:
     from ragft_plugin.langchain.chat_lora import ChatLora
     from ragft_plugin.langchain.decisions import decision_from_dict, decision_to_dict
     from ragft_plugin.langchain.documents import document_from, passage_from
+    from ragft_plugin.langchain.embeddings import EmbeddingsEncoder, EncoderEmbeddings
     from ragft_plugin.langchain.generators import ChatModelGenerator, from_chat_model
     from ragft_plugin.langchain.loading import load
     from ragft_plugin.langchain.parts import pipeline_from
+    from ragft_plugin.langchain.reranker import ScoringReranker
     from ragft_plugin.langchain.retriever import RoutedRetriever
     from ragft_plugin.langchain.retrievers import RunnableRetriever, from_retriever
+    from ragft_plugin.langchain.vector_store import KnowledgeBaseVectorStore
 
 _MODULES = {
     "ChatLora": "chat_lora",
     "ChatModelGenerator": "generators",
+    "EmbeddingsEncoder": "embeddings",
+    "EncoderEmbeddings": "embeddings",
+    "KnowledgeBaseVectorStore": "vector_store",
     "RoutedChain": "chain",
     "RoutedRetriever": "retriever",
     "RunnableRetriever": "retrievers",
+    "ScoringReranker": "reranker",
     "decision_from_dict": "decisions",
     "decision_to_dict": "decisions",
     "document_from": "documents",
@@ -41,9 +48,13 @@ _MODULES = {
 __all__ = [
     "ChatLora",
     "ChatModelGenerator",
+    "EmbeddingsEncoder",
+    "EncoderEmbeddings",
+    "KnowledgeBaseVectorStore",
     "RoutedChain",
     "RoutedRetriever",
     "RunnableRetriever",
+    "ScoringReranker",
     "decision_from_dict",
     "decision_to_dict",
     "document_from",
