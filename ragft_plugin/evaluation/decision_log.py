@@ -174,14 +174,14 @@ class DecisionLog:
         last = 0
         # Page by page: a reader that stops half-way holds no transaction open.
         while True:
-            page = query.where(DECISIONS.c.row > last).order_by(DECISIONS.c.row).limit(BATCH)
+            page = query.where(DECISIONS.c.ordinal > last).order_by(DECISIONS.c.ordinal).limit(BATCH)
             with self._connection() as connection:
                 records = connection.execute(page).mappings().all()
             for record in records:
                 yield from_record(record)
             if len(records) < BATCH:
                 return
-            last = records[-1]["row"]
+            last = records[-1]["ordinal"]
 
     def outcomes(
         self, *, since: float | None = None, until: float | None = None, require_texts: bool = True

@@ -22,7 +22,7 @@ META = sql.Table(
 DECISIONS = sql.Table(
     "ragft_decisions",
     TABLES,
-    sql.Column("row", sql.Integer, primary_key=True, autoincrement=True),
+    sql.Column("ordinal", sql.Integer, primary_key=True, autoincrement=True),
     sql.Column("id", sql.String(200), nullable=False, unique=True),
     sql.Column("time", sql.Double, nullable=False, index=True),
     sql.Column("query_hash", sql.String(64), nullable=False),
@@ -145,7 +145,7 @@ class LoggedDecision:
 def to_record(row: LoggedDecision) -> dict[str, Any]:
     """The row as columns of ``DECISIONS``."""
     record: dict[str, Any] = {column.name: getattr(row, column.name, None) for column in DECISIONS.columns}
-    del record["row"]
+    del record["ordinal"]
     for name in ("time", "cost", "confidence", "stage_probability"):
         if not math.isfinite(record[name]):
             raise DataError(f"decision {row.id!r}: {name} is {record[name]}, expected a finite number")
@@ -159,7 +159,7 @@ def to_record(row: LoggedDecision) -> dict[str, Any]:
 
 def from_record(record: Mapping[Any, Any]) -> LoggedDecision:
     """The inverse of ``to_record``; ``record`` also has the reward, or None."""
-    fields = {name: value for name, value in record.items() if name != "row"}
+    fields = {name: value for name, value in record.items() if name != "ordinal"}
     for name in _JSON:
         fields[name] = json.loads(fields[name])
     fields["passage_ids"] = tuple(fields["passage_ids"])

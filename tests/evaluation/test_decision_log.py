@@ -8,12 +8,15 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
+import sqlalchemy as sql
 
 from ragft_plugin.errors import DataError, StoreError
 from ragft_plugin.evaluation.decision_log import DecisionLog
+from ragft_plugin.evaluation.decision_rows import TABLES
 from ragft_plugin.types import Answer, Decision, Evidence, Passage
 
 ARMS = {"rag": 0.75, "base": 0.25}
@@ -24,8 +27,20 @@ def decided(id, arm="rag", **fields):
 
 
 @pytest.fixture
-def log(tmp_path):
-    with DecisionLog(tmp_path / "log.sqlite") as opened:
+def database(tmp_path):
+    """An SQLite file, or the empty database that RAGFT_TEST_DATABASE names (an SQLAlchemy URL): same tests."""
+    url = os.environ.get("RAGFT_TEST_DATABASE")
+    if url is None:
+        return str(tmp_path / "log.sqlite")
+    engine = sql.create_engine(url)
+    TABLES.drop_all(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def log(database):
+    with DecisionLog(database) as opened:
         yield opened
 
 
@@ -74,7 +89,7 @@ def test_a_fallbacks_reward_belongs_to_the_chosen_arm(log):
     assert log.outcomes(require_texts=False).rows[0].reward == {"rag": 1.0}
 
 
-def test_with_texts_the_evidence_comes_back_as_an_outcome(tmp_path):
+def test_with_texts_the_evidence_comes_back_as_an_outcome(database):
     evidence = Evidence(
         "Who?",
         passages=(Passage("p", "t", 1.5, {"when": object, "nan": math.nan, "n": np.float32(0.5)}),),
@@ -82,7 +97,7 @@ def test_with_texts_the_evidence_comes_back_as_an_outcome(tmp_path):
         spent={"passages": 1.0, "draft": 2.0},
         facts={"length": 3.0},
     )
-    with DecisionLog(tmp_path / "log.sqlite", texts=True) as log:
+    with DecisionLog(database, texts=True) as log:
         log.append(decided("d0"), query="Who?", cost=6, evidence=evidence, arm_costs={"rag": 3, "base": 2})
         log.append(decided("d1"), query="What?", cost=6, evidence=evidence)
         log.attach_rewards({"d0": 1.0, "d1": 0.0})
@@ -163,9 +178,9 @@ def test_reading_goes_page_by_page_and_lets_others_write_meanwhile(log, monkeypa
     assert len(log.outcomes(require_texts=False)) == 8
 
 
-@pytest.mark.parametrize("url", ["file", "sqlite://"])
-def test_many_threads_may_write_and_read_at_once(tmp_path, url):
-    with DecisionLog(tmp_path / "log.sqlite" if url == "file" else url) as log:
+@pytest.mark.parametrize("url", ["database", "sqlite://"])
+def test_many_threads_may_write_and_read_at_once(database, url):
+    with DecisionLog(database if url == "database" else url) as log:
 
         def work(thread):
             for i in range(10):
@@ -181,6 +196,7 @@ def test_many_threads_may_write_and_read_at_once(tmp_path, url):
 WRITER = """
 import sys
 from ragft_plugin.evaluation.decision_log import DecisionLog
+from ragft_plugin.evaluation.decision_rows import TABLES
 from ragft_plugin.types import Decision
 log = DecisionLog(sys.argv[1])
 for i in range(100_000):
@@ -190,30 +206,32 @@ for i in range(100_000):
 """
 
 
-def test_a_killed_writer_loses_no_committed_row(tmp_path):
-    path = tmp_path / "log.sqlite"
+def test_a_killed_writer_loses_no_committed_row(database):
     for life in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, path, str(life)], stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, database, str(life)], stdout=subprocess.PIPE, text=True
+        )
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(20)]
         os.kill(writer.pid, signal.SIGKILL)
         told += [int(line) for line in writer.stdout.read().splitlines() if line]
         writer.wait()
         writer.stdout.close()
-        with DecisionLog(path) as log:
+        with DecisionLog(database) as log:
             rewarded = {r.id for r in log.decisions() if r.reward == 1.0}
         assert {f"{life}-{i}" for i in told} <= rewarded
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    if "://" not in database:
+        with closing(sqlite3.connect(database)) as raw:
+            assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_several_processes_may_open_and_write_a_new_log_at_once(tmp_path):
+def test_several_processes_may_open_and_write_a_new_log_at_once(database):
     code = WRITER.replace("100_000", "15")
     writers = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / "log.sqlite", str(w)], stdout=subprocess.DEVNULL)
-        for w in range(3)
+        subprocess.Popen([sys.executable, "-c", code, database, str(w)], stdout=subprocess.DEVNULL) for w in range(3)
     ]
     assert [w.wait(60) for w in writers] == [0, 0, 0]
-    with DecisionLog(tmp_path / "log.sqlite") as log:
+    with DecisionLog(database) as log:
         assert len(log) == 45
 
 
