@@ -8,7 +8,7 @@ from collections.abc import Generator as SyncGenerator
 from copy import copy
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatResponse, CompletionResponse, LogProb
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms import LLM
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
@@ -17,9 +17,11 @@ from llama_index.core.response_synthesizers import BaseSynthesizer
 from pydantic import BaseModel
 
 from ragft_plugin.errors import ConfigError
+from ragft_plugin.llama_index.llm import LoraLLM
+from ragft_plugin.llama_index.responses import generation_from
 from ragft_plugin.llama_index.waiting import inherits, iterate
 from ragft_plugin.prompts import INSTRUCTION
-from ragft_plugin.types import Generation, Generator, Passage, Prompt, Usage
+from ragft_plugin.types import Generation, Generator, Passage, Prompt
 
 # The package's own prompts (``ragft_plugin.prompts.messages``) as LlamaIndex templates.
 CLOSED_BOOK = ChatPromptTemplate.from_messages([("user", "{query_str}")])
@@ -100,15 +102,15 @@ class LLMGenerator(PromptMixin):
 
     def _ask(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         if self._chats:
-            return _generation(self.llm.chat(self._messages(prompt), **options))
-        return _generation(self.llm.complete(self._text(prompt), formatted=True, **options))
+            return generation_from(self.llm.chat(self._messages(prompt), **options))
+        return generation_from(self.llm.complete(self._text(prompt), formatted=True, **options))
 
     async def _aask(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         if self._sync("achat" if self._chats else "acomplete"):
             return await asyncio.to_thread(self._ask, prompt, options)
         if self._chats:
-            return _generation(await self.llm.achat(self._messages(prompt), **options))
-        return _generation(await self.llm.acomplete(self._text(prompt), formatted=True, **options))
+            return generation_from(await self.llm.achat(self._messages(prompt), **options))
+        return generation_from(await self.llm.acomplete(self._text(prompt), formatted=True, **options))
 
     @property
     def _chats(self) -> bool:
@@ -119,11 +121,14 @@ class LLMGenerator(PromptMixin):
 
     # ``_get_messages`` and ``_get_prompt`` are what ``LLM.predict`` uses: they add the LLM's system prompt and wrapper.
     # ``predict`` itself would throw token counts and log-probabilities away.
-    def _messages(self, prompt: Prompt) -> Any:
+    def _messages(self, prompt: Prompt) -> list[ChatMessage]:
         template, fields = self._filled(prompt)
-        return self.llm._get_messages(template, **fields)
+        *head, question = self.llm._get_messages(template, **fields)
+        return [*head, *(ChatMessage(role=role, content=text) for role, text in prompt.turns), question]
 
     def _text(self, prompt: Prompt) -> str:
+        if prompt.turns and self.llm.messages_to_prompt is not None:
+            return self.llm.messages_to_prompt(self._messages(prompt))
         template, fields = self._filled(prompt)
         return self.llm._get_prompt(template, **fields)
 
@@ -245,6 +250,8 @@ class _Both(PromptMixin):
 def from_llm(source: LLM | Generator, *, synthesizer: BaseSynthesizer | None = None, **settings: Any) -> Generator:
     """A generator of the package made of an LLM of LlamaIndex; one of the package is returned as it is.
 
+    A ``LoraLLM`` gives the generator of its adapter, unless templates or a synthesizer are to stand in front of it.
+
     Args:
         source: what answers. Names such as "default" are not taken: they would resolve to a hosted model.
         synthesizer: answers questions that have passages, in place of the ``open_book`` template.
@@ -253,6 +260,9 @@ def from_llm(source: LLM | Generator, *, synthesizer: BaseSynthesizer | None = N
     Raises:
         ConfigError: if it is neither.
     """
+    # The model behind it renders passages as its adapters saw them in training, which no template here could.
+    if isinstance(source, LoraLLM) and synthesizer is None and not settings:
+        return source.generator()
     if isinstance(source, LLM):
         plain = LLMGenerator(source, **settings)
         return plain if synthesizer is None else SynthesizerGenerator(synthesizer, plain)
@@ -272,28 +282,3 @@ def _texts(passages: Sequence[Passage]) -> list[str]:
 
 def _numbered(passages: Sequence[Passage]) -> str:
     return "\n\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(passages, 1))
-
-
-def _generation(response: ChatResponse | CompletionResponse) -> Generation:
-    text = response.text if isinstance(response, CompletionResponse) else response.message.content
-    # For each token LlamaIndex lists the likeliest ones, best first; greedy decoding takes the first.
-    listed = [alternatives for alternatives in response.logprobs or () if alternatives]
-    return Generation(
-        text=text or "",
-        logprobs=tuple(alternatives[0].logprob for alternatives in listed) or None,
-        margins=_margins(listed),
-        usage=_usage(response),
-    )
-
-
-def _margins(listed: Sequence[Sequence[LogProb]]) -> tuple[float, ...] | None:
-    if not listed or any(len(alternatives) < 2 for alternatives in listed):
-        return None
-    return tuple(first.logprob - second.logprob for first, second, *_ in listed)
-
-
-def _usage(response: ChatResponse | CompletionResponse) -> Usage:
-    raw = response.raw
-    told = raw.get("usage") if isinstance(raw, Mapping) else getattr(raw, "usage", None)
-    counts = told if isinstance(told, Mapping) else getattr(told, "__dict__", None) or response.additional_kwargs
-    return Usage(int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0))

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
-from llama_index.core.base.llms.generic_utils import (
-    astream_completion_response_to_chat_response,
-    completion_response_to_chat_response,
-)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     ChatResponseAsyncGen,
+    ChatResponseGen,
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
-    LogProb,
+    MessageRole,
 )
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from pydantic import Field, PrivateAttr
 
+from ragft_plugin.llama_index.responses import chat_from, completion_from, prompt_from
 from ragft_plugin.llama_index.waiting import iterate
 from ragft_plugin.types import AsyncGenerator, Generation, Generator, Prompt
 
@@ -70,7 +68,6 @@ class LoraLLM(CustomLLM):
     _model: AdapterModel = PrivateAttr()
 
     def __init__(self, model: AdapterModel, **settings: Any) -> None:
-        settings.setdefault("messages_to_prompt", one_turn)
         super().__init__(**settings)
         self._model = model
 
@@ -96,99 +93,96 @@ class LoraLLM(CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer one prompt, taken as one turn of a user."""
-        generator, options = self._call(kwargs)
-        return _completion(generator.generate([Prompt(prompt)], **options)[0])
+        return completion_from(self._made(Prompt(prompt), kwargs))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As ``complete``, without blocking the event loop."""
-        generator, options = self._call(kwargs)
-        if isinstance(generator, AsyncGenerator):
-            return _completion((await generator.agenerate([Prompt(prompt)], **options))[0])
-        made = await asyncio.to_thread(lambda: generator.generate([Prompt(prompt)], **options))
-        return _completion(made[0])
+        return completion_from(await self._amade(Prompt(prompt), kwargs))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answer one prompt, piece by piece."""
-        generator, options = self._call(kwargs)
-        return _growing(generator.stream(Prompt(prompt), **options))
 
-    @llm_completion_callback()
-    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        """As ``stream_complete``, without blocking the event loop."""
-        generator, options = self._call(kwargs)
-
-        async def gen() -> CompletionResponseAsyncGen:
-            if isinstance(generator, AsyncGenerator):
-                pieces = generator.astream(Prompt(prompt), **options)
-            else:
-                pieces = iterate(iter(generator.stream(Prompt(prompt), **options)))
-            text = ""
-            async for piece in pieces:
-                text += piece
+        def gen() -> CompletionResponseGen:
+            for text, piece in self._grown(Prompt(prompt), kwargs):
                 yield CompletionResponse(text=text, delta=piece)
 
         return gen()
 
-    # ``chat`` and ``stream_chat`` of the base class call the two above; its async ones would call them in the loop.
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """As ``stream_complete``, without blocking the event loop."""
+
+        async def gen() -> CompletionResponseAsyncGen:
+            async for text, piece in self._agrown(Prompt(prompt), kwargs):
+                yield CompletionResponse(text=text, delta=piece)
+
+        return gen()
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation; the model's own chat template renders its turns."""
+        return chat_from(self._made(prompt_from(messages), kwargs))
+
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As ``chat``, without blocking the event loop."""
-        prompt = self.messages_to_prompt(messages)  # type: ignore[misc] # a validator has filled it in
-        return completion_response_to_chat_response(await self.acomplete(prompt, formatted=True, **kwargs))
+        return chat_from(await self._amade(prompt_from(messages), kwargs))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer a conversation, piece by piece."""
+        prompt = prompt_from(messages)
+
+        def gen() -> ChatResponseGen:
+            for text, piece in self._grown(prompt, kwargs):
+                yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)
+
+        return gen()
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """As ``stream_chat``, without blocking the event loop."""
-        prompt = self.messages_to_prompt(messages)  # type: ignore[misc] # a validator has filled it in
-        pieces = await self.astream_complete(prompt, formatted=True, **kwargs)
-        return astream_completion_response_to_chat_response(pieces)
+        prompt = prompt_from(messages)
+
+        async def gen() -> ChatResponseAsyncGen:
+            async for text, piece in self._agrown(prompt, kwargs):
+                yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)
+
+        return gen()
+
+    def _made(self, prompt: Prompt, kwargs: dict[str, Any]) -> Generation:
+        generator, options = self._call(kwargs)
+        return generator.generate([prompt], **options)[0]
+
+    async def _amade(self, prompt: Prompt, kwargs: dict[str, Any]) -> Generation:
+        generator, options = self._call(kwargs)
+        if isinstance(generator, AsyncGenerator):
+            return (await generator.agenerate([prompt], **options))[0]
+        return (await asyncio.to_thread(lambda: generator.generate([prompt], **options)))[0]
+
+    def _grown(self, prompt: Prompt, kwargs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The text so far, and its last piece."""
+        generator, options = self._call(kwargs)
+        text = ""
+        for piece in generator.stream(prompt, **options):
+            text += piece
+            yield text, piece
+
+    async def _agrown(self, prompt: Prompt, kwargs: dict[str, Any]) -> AsyncIterator[tuple[str, str]]:
+        generator, options = self._call(kwargs)
+        if isinstance(generator, AsyncGenerator):
+            pieces = generator.astream(prompt, **options)
+        else:
+            pieces = iterate(iter(generator.stream(prompt, **options)))
+        text = ""
+        async for piece in pieces:
+            text += piece
+            yield text, piece
 
     def _call(self, kwargs: dict[str, Any]) -> tuple[Generator, dict[str, Any]]:
-        generator = self._model.generator(kwargs.pop("adapter", self.adapter))
-        named = {_OPTION_NAMES.get(name, name): value for name, value in kwargs.items() if value is not None}
+        asked = dict(kwargs)
+        generator = self._model.generator(asked.pop("adapter", self.adapter))
+        named = {_OPTION_NAMES.get(name, name): value for name, value in asked.items() if value is not None}
         return generator, {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, **named}
-
-
-def one_turn(messages: Sequence[ChatMessage]) -> str:
-    r"""A conversation as the one turn that the model's chat template is then given.
-
-    Instructions come first; turns before the last are told as a transcript.
-
-    Example:
-        >>> one_turn([ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Who?")])
-        'Be brief.\n\nWho?'
-    """
-    system = [m.content or "" for m in messages if m.role == "system"]
-    turns = [m for m in messages if m.role != "system"]
-    last = [turns[-1].content or ""] if len(turns) == 1 else []
-    told = [f"{m.role.value}: {m.content or ''}" for m in turns] if len(turns) > 1 else last
-    return "\n\n".join([*system, "\n".join(told)])
-
-
-def _completion(made: Generation) -> CompletionResponse:
-    usage = {"prompt_tokens": made.usage.prompt_tokens, "completion_tokens": made.usage.completion_tokens}
-    return CompletionResponse(
-        text=made.text,
-        additional_kwargs=usage,
-        raw={"usage": usage, "finish_reason": made.finish_reason},
-        logprobs=_logprobs(made),
-    )
-
-
-def _logprobs(made: Generation) -> list[list[LogProb]] | None:
-    """For each token its log-probability, and the runner-up's where the margin is known."""
-    if made.logprobs is None:
-        return None
-    if made.margins is None:
-        return [[LogProb(logprob=chosen)] for chosen in made.logprobs]
-    both = zip(made.logprobs, made.margins, strict=True)
-    return [[LogProb(logprob=chosen), LogProb(logprob=chosen - margin)] for chosen, margin in both]
-
-
-def _growing(pieces: Iterator[str]) -> CompletionResponseGen:
-    text = ""
-    for piece in pieces:
-        text += piece
-        yield CompletionResponse(text=text, delta=piece)

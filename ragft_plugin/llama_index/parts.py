@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -18,12 +19,13 @@ from ragft_plugin.llama_index.engine_arms import from_query_engine
 from ragft_plugin.llama_index.generators import from_llm
 from ragft_plugin.llama_index.retrievers import from_retriever
 from ragft_plugin.pipeline import DecisionSink, Pipeline, Router
+from ragft_plugin.routing import Router as LearntRouter
 from ragft_plugin.types import Generator, Retriever
 
 
 def pipeline_from(
-    router: Router,
     *,
+    router: Router | str | Path | None = None,
     llm: LLM | Generator | None = None,
     retriever: BaseRetriever | BaseIndex[Any] | Retriever | None = None,
     adapters: Mapping[str, LLM | Generator] | None = None,
@@ -43,7 +45,8 @@ def pipeline_from(
     does not choose among can still stand in when the chosen one fails.
 
     Args:
-        router: chooses among the arms.
+        router: chooses among the arms; or where one was saved; None is a router that has learnt nothing yet, and
+            compares how well the passages cover the question with what the adapters were trained on.
         llm: answers ``base`` and ``rag``.
         retriever: a retriever or an index.
         adapters: name -> what answers with that adapter (``LoraLLM``, a server's model, a ``LoraGenerator``).
@@ -68,7 +71,7 @@ def pipeline_from(
         ...
         ...     def next(self, evidence, **request):
         ...         return [Decision("d", "base", {"base": 1.0}) for _ in evidence]
-        >>> pipeline_from(Always(), llm=MockLLM()).answer("Who?").text
+        >>> pipeline_from(router=Always(), llm=MockLLM()).answer("Who?").text
         'user: Who?\nassistant: '
     """
     finder = None if retriever is None else from_retriever(retriever, node_postprocessors=node_postprocessors)
@@ -91,4 +94,12 @@ def pipeline_from(
     if prices:
         known = ", ".join(arm.name for arm in arms)
         raise ConfigError(f"costs name arms that there are not: {', '.join(prices)}; the arms are: {known}")
-    return Pipeline(arms, router, k=k, retrieval_cost=retrieval_cost, fallback=fallback, log=log)
+    return Pipeline(arms, _router(router, arms), k=k, retrieval_cost=retrieval_cost, fallback=fallback, log=log)
+
+
+def _router(router: Router | str | Path | None, arms: Sequence[Arm]) -> Router:
+    if isinstance(router, str | Path):
+        return LearntRouter.load(router)
+    if router is None:
+        return LearntRouter.cold([arm.name for arm in arms], retrieves={arm.name: arm.retrieves for arm in arms})
+    return router

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -61,7 +62,7 @@ class RoutedQueryEngine(BaseQueryEngine):
             ``ragft_plugin.course.Request``.
 
     Example:
-        >>> engine = RoutedQueryEngine.from_defaults(router, llm=llm, retriever=index)  # doctest: +SKIP
+        >>> engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index)  # doctest: +SKIP
         >>> response = engine.query("Which port does the relay use?")  # doctest: +SKIP
         >>> response.metadata["decision"].arm  # doctest: +SKIP
         'rag'
@@ -84,22 +85,22 @@ class RoutedQueryEngine(BaseQueryEngine):
     @classmethod
     def from_defaults(
         cls,
-        router: Router,
         *,
+        router: Router | str | Path | None = None,
         streaming: bool = False,
         callback_manager: CallbackManager | None = None,
         **parts: Any,
     ) -> RoutedQueryEngine:
-        """Make an engine of LlamaIndex parts; for ``parts`` see ``pipeline_from``."""
-        return cls(pipeline_from(router, **parts), streaming=streaming, callback_manager=callback_manager)
+        """Make an engine of LlamaIndex parts; for ``router`` and ``parts`` see ``pipeline_from``."""
+        return cls(pipeline_from(router=router, **parts), streaming=streaming, callback_manager=callback_manager)
 
     @classmethod
-    def from_tools(cls, router: Router, tools: Sequence[QueryEngineTool], **settings: Any) -> RoutedQueryEngine:
+    def from_tools(cls, tools: Sequence[QueryEngineTool], **settings: Any) -> RoutedQueryEngine:
         """Make an engine over the tools of a ``RouterQueryEngine``: each is an arm, under the tool's name."""
         engines = {tool.metadata.get_name(): tool.query_engine for tool in tools}
         if len(engines) < len(tools):
             raise ConfigError("tools must have names of their own; two share one")
-        return cls.from_defaults(router, query_engines=engines, **settings)
+        return cls.from_defaults(query_engines=engines, **settings)
 
     def with_request(self, **request: Any) -> RoutedQueryEngine:
         """This engine with other settings of the request, such as another user's ``scope``."""

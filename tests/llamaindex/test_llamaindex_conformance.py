@@ -82,7 +82,7 @@ class TestRoutedQueryEngineOverUsersParts(QueryEngineConformance):
     def component(self, *, streaming: bool = False, delay: float = 0.0) -> RoutedQueryEngine:
         router = WordRouter({"port": "rag"}, "base")
         return RoutedQueryEngine.from_defaults(
-            router, llm=EchoLLM(delay=delay), retriever=SleepyRetriever(delay), k=2, streaming=streaming
+            router=router, llm=EchoLLM(delay=delay), retriever=SleepyRetriever(delay), k=2, streaming=streaming
         )
 
 
@@ -100,7 +100,7 @@ class TestRoutedQueryEngineOverQueryEngines(QueryEngineConformance):
                 RoutedQueryEngine(plain_pipeline(delay=delay), arm="base"), name="expert", description="an expert"
             ),
         ]
-        return RoutedQueryEngine.from_tools(WordRouter({"port": "docs"}, "expert"), tools, streaming=streaming)
+        return RoutedQueryEngine.from_tools(tools, router=WordRouter({"port": "docs"}, "expert"), streaming=streaming)
 
 
 class TestRetrieverQueryEngine(QueryEngineConformance):
@@ -151,7 +151,7 @@ class TestRoutedRetriever(RetrieverConformance):
         index = VectorStoreIndex(
             [] if empty else [TextNode(id_=i, text=t) for i, t in FACTS.items()], embed_model=WordEmbedding(delay=delay)
         )
-        return RoutedRetriever(pipeline_from(router, llm=EchoLLM(), retriever=index), k=k)
+        return RoutedRetriever(pipeline_from(router=router, llm=EchoLLM(), retriever=index), k=k)
 
 
 class TestRoutedRetrieverOverASyncRetriever(RetrieverConformance):
@@ -163,7 +163,7 @@ class TestRoutedRetrieverOverASyncRetriever(RetrieverConformance):
                 return [] if empty else super()._retrieve(query_bundle)
 
         router = WordRouter({"port": "rag"}, "base")
-        return RoutedRetriever(pipeline_from(router, llm=EchoLLM(), retriever=Retriever(delay)), k=k)
+        return RoutedRetriever(pipeline_from(router=router, llm=EchoLLM(), retriever=Retriever(delay)), k=k)
 
 
 class TestRoutedRetrieverOverAKnowledgeBase(RetrieverConformance):
@@ -244,7 +244,7 @@ class TestRoutedSelector(SelectorConformance):
             pass
 
         router = WordRouter({"port": "rag", "choose": "rag"}, "base", gather=True)
-        return RoutedSelector(pipeline_from(router, llm=EchoLLM(), retriever=Retriever(delay)))
+        return RoutedSelector(pipeline_from(router=router, llm=EchoLLM(), retriever=Retriever(delay)))
 
 
 class TestLLMSelector(SelectorConformance):

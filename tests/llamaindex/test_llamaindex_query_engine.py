@@ -261,7 +261,7 @@ async def test_users_own_retriever_and_llm_make_a_routed_engine_in_one_call(mode
     made = {"index": index, "retriever": lambda: index().as_retriever(), "sync retriever": SleepyRetriever}
     router = WordRouter({"port": "rag", "legal": "adapter:legal"}, "base")
     parts = {"llm": model(), "retriever": made[source](), "adapters": {"legal": model()}, "k": 2}
-    engine = RoutedQueryEngine.from_defaults(router, **parts)
+    engine = RoutedQueryEngine.from_defaults(router=router, **parts)
     assert list(engine.pipeline.arms) == ["base", "rag", "adapter:legal", "rag+adapter:legal"]
     response = engine.query(PORT)
     expected = (
@@ -271,7 +271,7 @@ async def test_users_own_retriever_and_llm_make_a_routed_engine_in_one_call(mode
     assert str(response) == expected
     assert [n.node_id for n in response.source_nodes] == ["p1", "p2"]
     assert str(await engine.aquery(PORT)) == expected
-    streaming = RoutedQueryEngine.from_defaults(router, streaming=True, **parts)
+    streaming = RoutedQueryEngine.from_defaults(router=router, streaming=True, **parts)
     assert str(streaming.query(PORT)) == expected
     assert await all_of(await streaming.aquery(PORT)) == expected  # type: ignore[arg-type]
     assert str(engine.query("A legal matter")) == "<user: A legal matter\nassistant: >"
@@ -280,7 +280,7 @@ async def test_users_own_retriever_and_llm_make_a_routed_engine_in_one_call(mode
 def test_prompts_of_the_arms_can_be_seen_and_replaced() -> None:
     router = WordRouter({"port": "rag"}, "base")
     engine = RoutedQueryEngine.from_defaults(
-        router, llm=EchoLLM(), retriever=index(), adapters={"legal": EchoLLM()}, k=1
+        router=router, llm=EchoLLM(), retriever=index(), adapters={"legal": EchoLLM()}, k=1
     )
     prompts = engine.get_prompts()
     assert {"base:closed_book", "rag:open_book", "rag+adapter/legal:open_book"} <= set(prompts)
@@ -294,7 +294,7 @@ def test_users_own_query_engines_are_arms() -> None:
         QueryEngineTool.from_defaults(docs, name="docs", description="documents"),
         QueryEngineTool.from_defaults(RoutedQueryEngine(plain_pipeline(), arm="base"), name="expert", description="x"),
     ]
-    engine = RoutedQueryEngine.from_tools(WordRouter({"port": "docs"}, "expert"), tools, k=2)
+    engine = RoutedQueryEngine.from_tools(tools, router=WordRouter({"port": "docs"}, "expert"), k=2)
     response = engine.query(PORT)
     assert FACTS["p1"] in str(response)
     assert FACTS["p2"] in str(response)
@@ -304,4 +304,4 @@ def test_users_own_query_engines_are_arms() -> None:
 
 def test_costs_must_name_arms() -> None:
     with pytest.raises(ConfigError, match="costs name arms that there are not: rga"):
-        pipeline_from(WordRouter({}, "base"), llm=EchoLLM(), costs={"rga": 1.0})
+        pipeline_from(router=WordRouter({}, "base"), llm=EchoLLM(), costs={"rga": 1.0})
