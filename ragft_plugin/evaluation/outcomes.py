@@ -58,7 +58,7 @@ def read_outcomes(path: str | os.PathLike[str], arms: Sequence[str] | None = Non
     lines: list[int] = []
     for number, line in _lines(name):
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, parse_constant=_no_number)
             if "\\u" in line:  # half a surrogate pair passes the parser and breaks every writer after it
                 json.dumps(fields, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
@@ -120,6 +120,10 @@ def join_rewards(decisions: Iterable[Mapping[str, Any]], rewards: Mapping[str, f
             "logged elsewhere, or joined before?"
         )
     return joined
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON number; write null where a value is missing")
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:

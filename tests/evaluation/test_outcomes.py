@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,8 @@ WRONG = [
     (json.dumps({"query_id": "9", "query": "Who?"}), "reward: Field required"),
     (json.dumps(row("9", reward={"rag": None})), "reward.rag"),
     (json.dumps({**row("9"), "reward": {}}), "reward: Dictionary should have at least 1 item"),
-    (json.dumps(row("9", reward={"rag": float("nan")})), "reward.rag"),
-    (json.dumps(row("9", reward={"rag": float("inf")})), "reward.rag"),
+    (json.dumps(row("9", reward={"rag": float("nan")})), "it holds NaN, which is no JSON number"),
+    (json.dumps(row("9", reward={"rag": float("inf")})), "it holds Infinity"),
     (json.dumps(row("9", reward={"rag": 1.5})), "reward.rag.*less than or equal to 1, got 1.5"),
     (json.dumps(row("9", reward={"rag": -0.1})), "reward.rag.*greater than or equal to 0"),
     (json.dumps(row("9", reward={"": 1})), "reward"),
@@ -129,9 +130,9 @@ WRONG = [
     (json.dumps(row("9", propensities={"rag": 0.0, "base": 1.0})), "the logged arm 'rag' has propensity 0"),
     (json.dumps(row("9", arm="base")), "arm is 'base' but reward has only rag"),
     (json.dumps(row("9", facts={"reward": 1.0})), "never a feature"),
-    (json.dumps(row("9", facts={"f": float("nan")})), "facts.f"),
-    (json.dumps(row("9", embedding=[1.0, float("inf")])), "embedding.1"),
-    (json.dumps(row("9", drafts={"rag": {"text": "x", "logprobs": [float("nan")]}})), "drafts.rag.logprobs.0"),
+    (json.dumps(row("9", facts={"f": float("nan")})), "it holds NaN"),
+    (json.dumps(row("9", embedding=[1.0, float("-inf")])), "it holds -Infinity"),
+    (json.dumps(row("9", drafts={"rag": {"text": "x", "logprobs": ["x"]}})), "drafts.rag.logprobs.0"),
     (json.dumps(row("9", query="\ud800")), "not a JSON object.*surrogates"),
     ("\xff", "not UTF-8"),
 ]
@@ -145,6 +146,37 @@ def test_a_wrong_row_is_an_error_that_names_file_and_line(tmp_path, line, messag
         read_outcomes(path)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert (caught.value.path, caught.value.line) == (str(path), 3)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["rag", "text", "id", ""]), inner),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.dictionaries(st.sampled_from(sorted(Outcome.model_fields)), json_values, max_size=3), st.booleans())
+def test_whatever_stands_in_a_row_it_is_read_or_refused_as_data(fields, twice):
+    base = row("1", drafts={"rag": "x"}, propensities={"rag": 1.0}, arm="rag", cost={"rag": 1})
+    lines = [json.dumps({**base, **fields}), *([json.dumps(row("2"))] if twice else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        try:
+            log = read_outcomes(path)
+        except DataError as error:
+            message = str(error)
+            log = None
+        if log is None:
+            assert message.startswith(f"{path}")
+            return
+        # What was read can be used and written, and holds no silent NaN.
+        write_outcomes(path, log.rows)
+        assert read_outcomes(path).rows == log.rows
+        assert np.isfinite(log.cost).all()
+        assert all(np.isfinite(list(r.reward.values())).all() for r in log.rows)
+        [r.evidence("draft", arms=["rag"]) for r in log.rows]
 
 
 def test_an_empty_file_names_the_cure(tmp_path):
@@ -174,6 +206,12 @@ def test_an_arm_that_was_not_asked_for_is_refused(tmp_path):
     path = save(tmp_path / "log.jsonl", [row("1", reward={"rga": 1.0})])
     with pytest.raises(DataError, match="unknown arm 'rga', expected one of rag, base"):
         read_outcomes(path, arms=["rag", "base"])
+
+
+@pytest.mark.parametrize("wrong", [{"reward": {"rag": np.nan}}, {"facts": {"f": np.inf}}, {"embedding": [np.nan]}])
+def test_rows_made_in_memory_are_checked_as_rows_of_a_file_are(wrong):
+    with pytest.raises(DataError, match=rf"row 2: {next(iter(wrong))}.*finite"):
+        Outcomes.from_rows([row("1"), {**row("2"), **wrong}])
 
 
 def test_a_log_that_mixes_encoders_is_refused():
