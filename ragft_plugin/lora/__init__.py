@@ -1,12 +1,11 @@
 """Adapters: one base with many of them, served in mixed batches, trained, checked and kept.
 
-Needs the extra ``lora``.
+Needs the extra ``lora``. A model behind an OpenAI-compatible server needs only httpx of it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ragft_plugin.errors import MissingExtraError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ragft_plugin.lora.generator import LoraGenerator
     from ragft_plugin.lora.manifest import Manifest
     from ragft_plugin.lora.model import LoraModel
+    from ragft_plugin.lora.openai import OpenAIGenerator
     from ragft_plugin.lora.recipe import Recipe
     from ragft_plugin.lora.registry import AdapterVersion, Registry
     from ragft_plugin.lora.rendering import Renderer
@@ -30,6 +30,7 @@ _EXPORTS = {
     "LoraGenerator": "generator",
     "LoraModel": "model",
     "Manifest": "manifest",
+    "OpenAIGenerator": "openai",
     "Recipe": "recipe",
     "Registry": "registry",
     "Renderer": "rendering",
@@ -41,10 +42,6 @@ _EXPORTS = {
     "train_adapter": "training",
 }
 
-for _package in ("torch", "transformers", "peft", "safetensors"):
-    if find_spec(_package) is None:
-        raise MissingExtraError(_package, "lora")
-
 __all__ = [
     "AdapterVersion",
     "CoverageIndex",
@@ -52,6 +49,7 @@ __all__ = [
     "LoraGenerator",
     "LoraModel",
     "Manifest",
+    "OpenAIGenerator",
     "Recipe",
     "Registry",
     "Renderer",
@@ -67,7 +65,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    try:
+        module = import_module(f"{__name__}.{_EXPORTS[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ragft_plugin"):
+            raise
+        raise MissingExtraError(error.name, "lora") from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -32,6 +32,8 @@ class Network:
         self.pad_id = pad_id
         self.device = model.get_input_embeddings().weight.device
         taken = inspect.signature(model.forward).parameters
+        # Recurrent models name their state otherwise.
+        self.cache = "past_key_values" if "past_key_values" in taken else "cache_params"
         self.takes_positions = "position_ids" in taken
         self.keep = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -65,7 +67,7 @@ class Batch:
         positions = torch.tensor([[0] * p + list(range(width - p)) for p in padding])
         cache = DynamicCache() if self._network.joins else None
         output = self._run(rows, ids, positions, cache, padding, width)
-        cache = output.past_key_values
+        cache = getattr(output, self._network.cache)
         if self.rows:
             self._join(cache, padding)
         else:
@@ -80,7 +82,7 @@ class Batch:
         positions = torch.tensor([[row.length] for row in self.rows])
         width = self._padding[0] + self.rows[0].length + 1
         output = self._run(self.rows, ids, positions, self._cache, self._padding, width)
-        self._cache = output.past_key_values
+        self._cache = getattr(output, self._network.cache)
         for row in self.rows:
             row.length += 1
         logits: Tensor = output.logits[:, -1]
@@ -115,7 +117,7 @@ class Batch:
         device = self._network.device
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": True}
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[self._network.cache] = cache
         if self._network.takes_positions:
             inputs["position_ids"] = positions.to(device)
         # Without padding the model's own causal mask is right, and faster.

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ragft_plugin.errors import ConfigError, GenerationError, PartialAnswerError
-from ragft_plugin.lora.request import Options, Request
+from ragft_plugin.lora.options import Options
+from ragft_plugin.lora.request import Request
 from ragft_plugin.types import Generation, Prompt
 
 if TYPE_CHECKING:

@@ -248,7 +248,8 @@ class LoraModel:
             self._peft.unload()
             self._peft = None
         elif inner in self._peft.peft_config:
-            self._peft.delete_adapter(inner)
+            with quiet():
+                self._peft.delete_adapter(inner)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -11,12 +11,13 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar while loading, and no warning that PEFT uses a name transformers has deprecated."""
+    """No progress bar while loading, and no warning of PEFT about what is meant to be so."""
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            warnings.filterwarnings("ignore", ".*was active which is now deleted", UserWarning)
             yield
     finally:
         if bars:

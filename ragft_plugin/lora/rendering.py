@@ -8,7 +8,6 @@ a role: special tokens in it are broken by a zero-width character before the tem
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +17,16 @@ from jinja2.exceptions import TemplateError
 
 from ragft_plugin import prompts
 from ragft_plugin.errors import ConfigError, DataError
+from ragft_plugin.lora.escaping import MARKER, break_tokens, pattern_of
 from ragft_plugin.types import Prompt
 
 IGNORED = -100  # the label that cross entropy leaves out
-BREAK = "\u2060"  # word joiner: invisible, of no width, and no part of any special token
 # For a base that was never taught to chat.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}Answer: {{ m['content'] }}{{ eos_token }}"
     "{% elif m['role'] == 'user' %}Question: {{ m['content'] }}\n{% else %}{{ m['content'] }}\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
-# Role markers that a template writes as plain text: <|user|>, [INST], <<SYS>>, <start_of_turn>.
-_MARKER = re.compile(r"<\|[^|<>\n]{1,40}\|>|\[/?[A-Z_]{3,}\]|<</?\w+>>|</?\w+_of_\w+>")
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +75,16 @@ class Renderer:
         self._takes_documents = "documents" in self.template
         added = tokenizer.added_tokens_decoder.values()
         special = {t.content for t in added if t.special} | set(tokenizer.all_special_tokens)
-        markers = special | set(_MARKER.findall(self.template))
+        markers = special | set(MARKER.findall(self.template))
         markers |= {t.content for t in added if t.content in self.template}
-        self._in_answers = _pattern(special | set(_MARKER.findall(self.template)))
-        self._in_prompts = _pattern(markers)
+        self._in_answers = pattern_of(special | set(MARKER.findall(self.template)))
+        self._in_prompts = pattern_of(markers)
         # A fast tokenizer keeps settings of the last call, so two threads must not be inside it at once.
         self._lock = threading.Lock()
 
     def escape(self, text: str) -> str:
         """Break every special token and role marker in ``text``; other text comes back as it was."""
-        return _break(self._in_prompts, text)
+        return break_tokens(self._in_prompts, text)
 
     def text(self, prompt: Prompt, answer: str | None = None) -> str:
         """The rendered conversation: up to where the answer starts, or with the answer and its end.
@@ -115,7 +112,7 @@ class Renderer:
         else:
             turns, documents = prompts.messages(safe), None
         if answer is not None:
-            turns.append({"role": "assistant", "content": _break(self._in_answers, answer)})
+            turns.append({"role": "assistant", "content": break_tokens(self._in_answers, answer)})
         try:
             return self._apply(turns, documents, answer is None)
         except TemplateError as error:
@@ -198,14 +195,3 @@ class Renderer:
                     enable_thinking=False,  # asked for by name in some templates, unknown to the others
                 )
             )
-
-
-def _pattern(tokens: set[str]) -> re.Pattern[str]:
-    longest_first = sorted((t for t in tokens if len(t) > 1), key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _break(pattern: re.Pattern[str], text: str) -> str:
-    while pattern.search(text):
-        text = pattern.sub(lambda m: m[0][0] + BREAK + m[0][1:], text)
-    return text

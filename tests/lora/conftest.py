@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import make_adapter, make_base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices only get slower by being shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

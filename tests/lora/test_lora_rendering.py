@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tiny_models import SPECIAL, TEMPLATE, make_tokenizer
 
 from ragft_plugin.errors import ConfigError, DataError
-from ragft_plugin.lora.rendering import BREAK, IGNORED, Renderer
+from ragft_plugin.lora.escaping import BREAK
+from ragft_plugin.lora.rendering import IGNORED, Renderer
 from ragft_plugin.prompts import INSTRUCTION, closed_book, open_book
 from ragft_plugin.types import Passage
 
