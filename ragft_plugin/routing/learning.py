@@ -1,6 +1,6 @@
 """Learning a router's parts from a log: features, reward models per stage, plan.
 
-One set of folds serves everything. Reward models say of each row what they thought of it without having seen its
+Reward models say of each row what they thought of it without having seen its
 fold, and stopping, gate and calibration learn from that.
 """
 
@@ -21,6 +21,8 @@ from ragft_plugin.routing.text import IntArray
 from ragft_plugin.types import STAGES, Encoder, Evidence, FloatArray, Stage
 
 FOLDS = 5
+REPEATS = 3  # cross-fits with different folds; what a single split happens to do then counts less
+REPEAT_ROWS = 4000  # beyond so many rows one split is steady enough
 MAX_WEIGHT = 20.0  # a row logged with a tiny propensity counts at most so many times
 
 Progress = Callable[[int, int], None]
@@ -35,7 +37,7 @@ class Learnt:
         models: per stage, features -> rewards.
         plan: rewards -> what to do.
         features: of the training rows at the last stage, shape (n, d).
-        probability: per stage, out-of-fold rewards, shape (n, a).
+        probability: per stage, out-of-fold rewards, shape (repeats * n, a).
         reward: what each arm earned, or an unbiased estimate of it, shape (n, a).
         costs: of every row.
     """
@@ -136,15 +138,17 @@ def learn(
     if not np.isfinite(features).all():
         raise DataError("a feature is not finite; does the encoder return NaN?")
     tell(1, steps)
-    fold = fold_ids(outcomes, seed)
     weight = reward_weights(outcomes)
+    folds = [fold_ids(outcomes, seed + r) for r in range(REPEATS if len(outcomes) <= REPEAT_ROWS else 1)]
     models: list[RewardModel] = []
+    probability: tuple[FloatArray, ...] = ()
     for i, stage in enumerate(used):
-        x = features[:, : featurizer.width(stage)]
-        models.append(REWARD_MODELS[model]().fit(x, outcomes.reward, fold, weight, featurizer.signals(stage)))
+        x, signals = features[:, : featurizer.width(stage)], featurizer.signals(stage)
+        fits = [REWARD_MODELS[model]().fit(x, outcomes.reward, fold, weight, signals) for fold in folds]
+        models.append(fits[0])
+        probability += (np.concatenate([fit.out_of_fold_ for fit in fits]),)
         tell(2 + i, steps)
-    probability = tuple(m.out_of_fold_ for m in models)
-    reward = full_rewards(outcomes, probability[-1])
+    reward = full_rewards(outcomes, probability[-1].reshape(len(folds), *outcomes.reward.shape).mean(axis=0))
     costs = costs_of(outcomes, used, draft_arm, agreement_arm)
     means = prior_means(outcomes.reward, weight)
     seen = ~np.isnan(outcomes.reward).all(axis=0)
@@ -153,8 +157,9 @@ def learn(
         reward,
         np.where(seen, means, -1.0),
         costs,
-        fold,
+        folds[0],
         outcomes.text_groups,
+        repeats=len(folds),
         gated=gated,
         seed=seed,
     )

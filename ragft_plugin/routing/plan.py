@@ -112,37 +112,42 @@ def learn_plan(
     fold: IntArray,
     group: IntArray,
     *,
+    repeats: int = 1,
     gated: bool,
     seed: int,
 ) -> Plan:
     """Learn stopping, gate and confidence at every weight of the grid.
 
     Args:
-        probability: per stage, out-of-fold calibrated rewards, shape (n, a).
+        probability: per stage, out-of-fold calibrated rewards, shape (repeats * n, a): all rows, and again.
         reward: what each arm earned, or an unbiased estimate of it, shape (n, a).
         means: mean reward of each arm, shrunk, shape (a,).
         costs: of every row.
         fold: shape (n,).
         group: rows with the same query text, shape (n,).
+        repeats: how many cross-fits there are.
         gated: whether the gate is used.
         seed: of the bootstrap.
     """
     prices = costs.mean()
     weights = weight_grid(prices)
     n = len(reward)
+    copies = np.tile(np.arange(n), repeats)
+    many, many_costs, many_folds = reward[copies], costs.take(copies), fold[copies]
+    rows = np.arange(len(copies))
     coef, gain, lower, platt = [], [], [], []
     for w in weights:
         safe = int(np.round(means - w * prices.direct, 9).argmax())
-        learnt, utility = learn_stopping(probability, reward, costs, prices, float(w), safe, fold)
+        learnt, utility = learn_stopping(probability, many, many_costs, prices, float(w), safe, many_folds, repeats)
         single = single_arm_utility(reward, costs.direct, float(w), fold)
-        found = paired_gain(utility - single, group, seed)
-        course = follow(probability, reward, costs, prices, float(w), safe, learnt)
-        said = np.stack(probability)[course.stage, np.arange(n), course.arm]
-        earned = np.clip(reward[np.arange(n), course.arm], 0.0, 1.0)
+        found = paired_gain(utility.reshape(repeats, n).mean(axis=0) - single, group, seed)
+        course = follow(probability, many, many_costs, prices, float(w), safe, learnt)
+        said = np.stack(probability)[course.stage, rows, course.arm]
+        earned = np.clip(many[rows, course.arm], 0.0, 1.0)
         coef.append(learnt)
         gain.append(found.mean)
         lower.append(found.lower if np.isfinite(found.lower) else -1.0)
-        platt.append(fit_platt(said, earned))
+        platt.append(fit_platt(said, earned, np.full(len(said), 1.0 / repeats)))
     return Plan(weights, np.stack(coef), np.array(gain), np.array(lower), np.array(platt), means, prices, gated)
 
 

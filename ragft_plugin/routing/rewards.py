@@ -155,7 +155,7 @@ class LinearRewards:
                 rows, y, w, f = rows_of(group)
                 path = out_of_fold_path(scaled[rows], y, w, f, PENALTIES)
                 loss[i] += np.einsum("n,pnm->p", w, (path - y) ** 2)
-        i, p = np.unravel_index(int(loss.argmin()), loss.shape)
+        i, p = divmod(int(loss.argmin()), len(PENALTIES))
         multiplier = np.where(signals, scales[i], 1.0)
         scaled, penalty = features * multiplier, PENALTIES[p : p + 1]
         for group in groups:

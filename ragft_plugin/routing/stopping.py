@@ -156,6 +156,7 @@ def learn_stopping(
     weight: float,
     safe: int,
     fold: IntArray,
+    repeats: int = 1,
 ) -> tuple[FloatArray, FloatArray]:
     """Learn when to stop, at one weight.
 
@@ -166,7 +167,8 @@ def learn_stopping(
         prices: what is known of costs beforehand.
         weight: reward given up per unit of cost.
         safe: index of the best single arm.
-        fold: cross-fitting fold of each row, shape (n,).
+        fold: cross-fitting fold of each row, shape (n,); the same for all copies of a query.
+        repeats: how often each query is there, predicted by models of different folds.
 
     Returns:
         Coefficients of the policy to use, shape (stages - 1, 8), and the utility that this way of choosing a
@@ -177,8 +179,8 @@ def learn_stopping(
         (always(stages, stop), follow(probability, reward, costs, prices, weight, safe, always(stages, stop)).utility)
         for stop in range(stages)
     ]
-    if stages > 1 and len(reward) >= STAGING_ROWS:
-        candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold))
+    if stages > 1 and len(reward) >= STAGING_ROWS * repeats:
+        candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold, repeats))
     utilities = np.stack([utility for _, utility in candidates])
     nested = np.empty(len(reward))
     for k in np.unique(fold):
@@ -202,6 +204,7 @@ def _induce(
     weight: float,
     safe: int,
     fold: IntArray,
+    repeats: int,
 ) -> tuple[FloatArray, FloatArray]:
     n, stages = len(reward), len(probability)
     rows = np.arange(n)
@@ -223,20 +226,20 @@ def _induce(
         for k in np.unique(fold):
             test = (fold == k) & paid
             rest = (fold != k) & paid
-            learnt = _regress(known[rest], (go - stop)[rest])
+            learnt = _regress(known[rest], (go - stop)[rest], repeats)
             gain[test] = learnt[0] + known[test] @ learnt[1:]
-        coef[s, :-1] = _regress(known[paid], (go - stop)[paid])
+        coef[s, :-1] = _regress(known[paid], (go - stop)[paid], repeats)
         later = np.where(gain > 0.0, go, stop)
     return coef, later
 
 
-def _regress(known: FloatArray, gain: FloatArray) -> FloatArray:
+def _regress(known: FloatArray, gain: FloatArray, repeats: int) -> FloatArray:
     """Intercept and slopes of a ridge regression on standardised columns, in their own units."""
-    if len(known) < FEW:
+    if len(known) < FEW * repeats:
         return np.array([-1.0, *np.zeros(REGRESSORS)])
     mean = known.mean(axis=0)
     spread = known.std(axis=0)
     spread[spread < 1e-9] = np.inf
     x = (known - mean) / spread
-    slope = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ (gain - gain.mean())) / spread
+    slope = np.linalg.solve(x.T @ x + PENALTY * repeats * np.eye(x.shape[1]), x.T @ (gain - gain.mean())) / spread
     return np.concatenate([[gain.mean() - mean @ slope], slope])

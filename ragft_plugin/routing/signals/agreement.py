@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ragft_plugin.routing.signals.draft import _ABSTAIN
+from ragft_plugin.routing.signals.draft import _ABSTAIN, fits_question
 from ragft_plugin.routing.signals.reading import Reading
 from ragft_plugin.routing.signals.registry import signal
 
@@ -16,6 +16,12 @@ _ARTICLES = frozenset({"a", "an", "the"})
 def _tokens(text: str) -> list[str]:
     found = _TOKEN.findall(text.lower())
     return [t for t in found if t not in _ARTICLES] or found
+
+
+def _letters(first: str, second: str) -> float:
+    """Share of pairs of neighbouring letters that two texts have in common (Dice)."""
+    a, b = ({t[i : i + 2] for i in range(len(t) - 1)} for t in (first.lower(), second.lower()))
+    return 2.0 * len(a & b) / (len(a) + len(b)) if a and b else 0.0
 
 
 @signal(stage="agreement")
@@ -43,4 +49,6 @@ def agreement(reading: Reading) -> dict[str, float]:
         "a_second_echo": len(b & reading.word_set) / max(len(b), 1),
         "a_second_number": float(any(c.isdigit() for c in second_text)),
         "a_second_name": float(second_text[:1].isupper()),
+        "a_second_fits": fits_question(reading.evidence.query, second_text),
+        "a_letters": _letters(first_text, second_text),
     }

@@ -21,6 +21,29 @@ _ABSTAIN = re.compile(
 )
 
 
+_NUMERIC = re.compile(
+    r"\b(?:when|how (?:many|much|old|long|far|tall|high|big|large|fast)|what (?:year|date|number|age))\b", re.I
+)
+_NAMED = re.compile(r"\b(?:who|whom|whose|where)\b", re.I)
+_POLAR = re.compile(r"^\W*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should)\b", re.I)
+
+
+def fits_question(question: str, answer: str) -> float:
+    """Whether an answer is of the kind that was asked for: 1 yes, -1 no, 0 if the question does not tell.
+
+    Example:
+        >>> fits_question("When was it built?", "by Eiffel"), fits_question("Who built it?", "Eiffel")
+        (-1.0, 1.0)
+    """
+    if _POLAR.search(question):
+        return 1.0 if answer.lower().startswith(("yes", "no")) else -1.0
+    if _NUMERIC.search(question):
+        return 1.0 if any(c.isdigit() for c in answer) else -1.0
+    if _NAMED.search(question):
+        return 1.0 if any(c.isupper() for c in answer) else -1.0
+    return 0.0
+
+
 @signal(stage="draft")
 def certainty(reading: Reading) -> dict[str, float]:
     """Token log-probabilities, margins and entropies of the draft; unknown where none were logged."""
@@ -62,6 +85,7 @@ def wording(reading: Reading) -> dict[str, float]:
         "d_answer_yesno": float(final.lower().startswith(("yes", "no"))),
         "d_answer_number": float(any(c.isdigit() for c in final)),
         "d_answer_name": float(final[:1].isupper()),
+        "d_answer_fits": fits_question(reading.evidence.query, final),
         "d_echo": len(said & reading.word_set) / max(len(said), 1),
         "d_echo_question": len(said & reading.word_set) / max(len(reading.word_set), 1),
         "d_repeats": 1.0 - len(said) / max(len(tokens), 1),
