@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sql
 
 from ragft_plugin.errors import DataError
+from ragft_plugin.evaluation.outcome import plain_json
 from ragft_plugin.types import Decision, Evidence, Stage
 
 SCHEMA_VERSION = 1
@@ -153,7 +153,7 @@ def to_record(row: LoggedDecision) -> dict[str, Any]:
         if not all(math.isfinite(value) for value in record[name].values()):
             raise DataError(f"decision {row.id!r}: {name} are {dict(record[name])}, expected finite numbers")
     for name in _JSON:
-        record[name] = json.dumps(_plain(record[name]), allow_nan=False)
+        record[name] = json.dumps(plain_json(record[name]), allow_nan=False)
     return record
 
 
@@ -176,16 +176,3 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         names = ("text", "logprobs", "margins", "entropies")
         details["drafts"] = {arm: {n: getattr(a, n) for n in names} for arm, a in evidence.drafts.items()}
     return details
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it. Metadata is the user's: what is no JSON becomes text, what is no number null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)

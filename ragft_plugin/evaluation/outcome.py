@@ -296,3 +296,16 @@ def parse_outcome(fields: Mapping[str, Any], path: str | None, line: int) -> Out
         if path is None:
             raise DataError(f"row {line}: {message}") from None
         raise DataError(message, path=path, line=line) from None
+
+
+def plain_json(value: Any) -> Any:
+    """The value as JSON can hold it. Metadata is the user's: what is no JSON becomes text, what is no number null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain_json(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -22,6 +22,7 @@ from ragft_plugin.evaluation.outcome import (
     PassageRow,
     normalized_query,
     parse_outcome,
+    plain_json,
     reads_passages,
 )
 from ragft_plugin.evaluation.outcome_table import Folds, Outcomes, tabulate
@@ -151,4 +152,10 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
 
 def _dump(file: IO[bytes] | gzip.GzipFile, rows: Iterable[Outcome]) -> None:
     for row in rows:
-        file.write(row.model_dump_json(exclude_none=True, exclude_defaults=True).encode() + b"\n")
+        try:
+            line = row.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+        except ValueError:
+            # Metadata that is no JSON, or half a surrogate pair: answers already paid for are not lost over it.
+            fields = plain_json(row.model_dump(exclude_none=True, exclude_defaults=True))
+            line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+        file.write(line + b"\n")

@@ -95,6 +95,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_metadata_that_is_no_json_does_not_cost_the_answers(tmp_path):
+    passage = {"id": "p", "text": "half a pair \ud800", "metadata": {"when": object, "nan": np.nan, "n": np.float32(2)}}
+    write_outcomes(tmp_path / "log.jsonl", [Outcome.model_validate(row(passages=[passage], answers={"rag": "x"}))])
+    (read,) = read_outcomes(tmp_path / "log.jsonl").rows
+    assert read.answers == {"rag": "x"}
+    assert read.passages[0].text == "half a pair ?"
+    assert read.passages[0].metadata == {"when": "<class 'object'>", "nan": None, "n": 2.0}
+
+
 def test_null_means_absent_and_an_arm_that_said_nothing_gave_an_empty_answer():
     read = Outcome.model_validate(
         row(answers={"rag": None}, drafts={"rag": None}, group=None, cost={"rag": None}, passages=None)
