@@ -16,6 +16,8 @@ from langchain_core.vectorstores import VectorStore
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.langchain.embeddings import EmbeddingsEncoder, EncoderEmbeddings
 from ragft_plugin.retrieval import KnowledgeBase
+from ragft_plugin.retrieval.encoders import checked_vectors
+from ragft_plugin.retrieval.fusion import mmr
 from ragft_plugin.types import Filter, Passage
 
 
@@ -173,27 +175,45 @@ class KnowledgeBaseVectorStore(VectorStore):
         """Documents nearest to a vector, nearest first.
 
         Raises:
-            DataError: if the vector is of another dimension than the store's.
+            ConfigError: if the vector is of another dimension than the store's.
         """
-        return self._by_vector(embedding, k, filter, mode="dense", **kwargs)
+        return [_document(passage) for passage in self._nearest(embedding, k, filter, **kwargs)]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """Documents near to the question but unlike each other; the knowledge base weighs the two."""
-        return self.similarity_search(query, k, **{**kwargs, "mode": "mmr"})
+        """Documents near to the question but unlike each other.
+
+        Args:
+            query: the question.
+            k: how many.
+            fetch_k: from how many of the nearest they are chosen.
+            lambda_mult: 1 looks at nearness alone, 0 at difference alone.
+            **kwargs: ``filter``.
+        """
+        embeddings = self.embeddings
+        if embeddings is None:
+            raise ConfigError("this knowledge base has no vectors, so nothing tells which documents are alike")
+        vector = embeddings.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
 
     def max_marginal_relevance_search_by_vector(
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As ``max_marginal_relevance_search``, for a vector."""
-        return self._by_vector(embedding, k, kwargs.pop("filter", None), mode="mmr", **kwargs)
+        found = self._nearest(embedding, fetch_k, kwargs.get("filter"))
+        encoder = self.knowledge_base.encoder
+        if not found or encoder is None:
+            return []
+        vectors = checked_vectors(encoder, [passage.text for passage in found], None)
+        relevance = np.array([passage.score for passage in found])
+        return [_document(found[i]) for i in mmr(relevance, vectors, k, weight=lambda_mult)]
 
-    def _by_vector(self, embedding: list[float], k: int, filter: Filter | None, **options: Any) -> list[Document]:
-        # The text is not looked at in these modes, but an empty one would find nothing.
+    def _nearest(self, embedding: list[float], k: int, filter: Filter | None, **options: Any) -> list[Passage]:
+        # The text is not looked at in this mode, but an empty one would find nothing.
         vectors = np.asarray([embedding], dtype=np.float64)
-        (found,) = self.knowledge_base.retrieve(["(a vector)"], k, filter, vectors=vectors, **options)
-        return [_document(passage) for passage in found]
+        options = {**options, "mode": "dense", "vectors": vectors}
+        return self.knowledge_base.retrieve(["(a vector)"], k, filter, **options)[0]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         mode = self.mode or ("bm25" if self.knowledge_base.encoder is None else "hybrid")
