@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 from operator import add
-from typing import Any, NotRequired, TypedDict
+from typing import (
+    Any,
+    NotRequired,  # pydantic cannot read typing's own before Python 3.12
+)
 
 from langchain_core.documents import Document
 from langchain_core.messages import AnyMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import AddableDict
+from typing_extensions import TypedDict
 
 from ragft_plugin.answer_stream import AnswerStream
 from ragft_plugin.langchain.citations import Citation, citations

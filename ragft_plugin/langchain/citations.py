@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypedDict
 
 from langchain_core.documents import Document
+from typing_extensions import TypedDict  # pydantic cannot read typing's own before Python 3.12
 
 _MARKER = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 
