@@ -15,11 +15,12 @@ if TYPE_CHECKING:
         SentenceTransformersEncoder,
     )
     from ragft_plugin.retrieval.indexing import IndexReport, Skipped, index_folder
-    from ragft_plugin.retrieval.knowledge_base import Changes, KnowledgeBase
+    from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
     from ragft_plugin.retrieval.readers import read_document
+    from ragft_plugin.retrieval.writing import Changes
 
 _HOMES = {
-    "Changes": "knowledge_base",
+    "Changes": "writing",
     "Chunker": "chunking",
     "Document": "chunking",
     "HashingEncoder": "encoders",

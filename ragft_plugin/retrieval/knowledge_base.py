@@ -18,9 +18,9 @@ import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,19 +30,16 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval import filters
-from ragft_plugin.retrieval.catalogue import Catalogue, Record, SegmentRecord, Settings, State
+from ragft_plugin.retrieval.bm25 import analyzer
+from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder, restored_encoder
-from ragft_plugin.retrieval.lexical import LexicalIndex, Lexicon, analyzer
+from ragft_plugin.retrieval.lexical import LexicalIndex
 from ragft_plugin.retrieval.lock import WriterLock
-from ragft_plugin.retrieval.segments import (
-    Segment,
-    SegmentMissing,
-    open_segment,
-    remove_strangers,
-    sync_folder,
-    write_segment,
-)
+from ragft_plugin.retrieval.records import Record, Settings
+from ragft_plugin.retrieval.segments import SegmentMissing, open_segment, sync_folder
+from ragft_plugin.retrieval.snapshots import Snapshots
 from ragft_plugin.retrieval.view import MODES, Hit, Mode, StaleView, View
+from ragft_plugin.retrieval.writing import Changes, Writer
 from ragft_plugin.types import Encoder, Filter, Passage
 
 logger = logging.getLogger(__name__)
@@ -51,22 +48,6 @@ KB_KEY = "kb"
 _DATABASE, _SEGMENTS, _LOCK = "knowledge.db", "segments", "write.lock"
 _MERGE_LIMIT = 65_536  # rows; larger segments are merged by compact() only
 _PATIENCE = 2.0  # seconds for another process to finish writing before BM25 is built in memory
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a call has changed.
-
-    Attributes:
-        added, updated, unchanged, deleted: numbers of passages.
-        version: of the knowledge base afterwards.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    deleted: int = 0
-    version: int = 0
 
 
 class KnowledgeBase:
@@ -96,11 +77,23 @@ class KnowledgeBase:
         self._lexical = LexicalIndex(path, self._settings.language)
         self._lock = WriterLock(path / _LOCK)
         self._writing = threading.RLock()
-        self._swapping = threading.Lock()
-        self._columns: dict[tuple[str, str], filters.Column] = {}
         self._passages: dict[int, Passage] = {}
-        self._behind: dict[int, float] = {}  # version of a commit whose BM25 is not there yet: until when to wait
-        self._view = self._make_view(None)
+        self._snapshots = Snapshots(
+            path / _SEGMENTS,
+            self._catalogue,
+            self._lexical,
+            None if self._read_only else path / _LOCK,
+            self._writing,
+        )
+        self._writer = Writer(
+            path / _SEGMENTS,
+            self._catalogue,
+            self._lexical,
+            self._snapshots,
+            self._lock,
+            self._needed_encoder,
+            self._settings.fingerprint,
+        )
 
     @classmethod
     def create(
@@ -202,10 +195,10 @@ class KnowledgeBase:
         self.close()
 
     def __len__(self) -> int:
-        return self._current().state.live
+        return self._snapshots.current().state.live
 
     def __repr__(self) -> str:
-        return f"KnowledgeBase({str(self._path)!r}, version={self._view.state.version})"
+        return f"KnowledgeBase({str(self._path)!r}, version={self._snapshots.last.state.version})"
 
     @property
     def path(self) -> Path:
@@ -220,12 +213,12 @@ class KnowledgeBase:
     @property
     def version(self) -> int:
         """Number of the current snapshot: goes up by one with every change."""
-        return self._current().state.version
+        return self._snapshots.current().state.version
 
     @property
     def fingerprint(self) -> str:
         """Encoder and content: equal passages and encoder, equal fingerprint, however they came there."""
-        return f"{self._settings.fingerprint or 'bm25'}@{self._current().state.digest[:16]}"
+        return f"{self._settings.fingerprint or 'bm25'}@{self._snapshots.current().state.digest[:16]}"
 
     def add(self, passages: Sequence[Passage]) -> Changes:
         """Add passages; one whose id is there already replaces it, one that has not changed is skipped.
@@ -240,16 +233,14 @@ class KnowledgeBase:
             StoreError: read-only, locked by another writer, disk full; nothing has changed then.
         """
         records = {record.id: record for record in map(Record.of, map(_plain, passages))}
-        with self._writing:
-            self._start_writing()
-            return self._replace(records, self._catalogue.live(list(records)), {})
+        with self._changing() as writer:
+            return writer.replace(records, self._catalogue.live(list(records)), {})
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages; ids that are not there are ignored. Returns how many were deleted."""
-        with self._writing:
-            self._start_writing()
+        with self._changing() as writer:
             found = self._catalogue.live(list(dict.fromkeys(ids)))
-            return self._replace({}, {}, dict(found.values())).deleted
+            return writer.replace({}, {}, dict(found.values())).deleted
 
     def delete_source(self, source: str) -> int:
         """Delete every passage whose ``metadata["source"]`` is this. Returns how many."""
@@ -280,8 +271,7 @@ class KnowledgeBase:
                 if first != source:
                     raise _id_twice(record.id, first, source)
                 records[record.id] = record
-        with self._writing:
-            self._start_writing()
+        with self._changing() as writer:
             before = {id: found for source in sources for id, found in self._catalogue.rows_of_source(source).items()}
             live = self._catalogue.live(list(records))
             for passage in self._catalogue.passages(
@@ -290,7 +280,7 @@ class KnowledgeBase:
                 raise _id_twice(passage.id, passage.metadata.get("source"), str(records[passage.id].source))
             gone = {row: hash for id, (row, hash) in before.items() if id not in records}
             digests = {source: digest for source, (_, digest) in sources.items()}
-            return self._replace(records, live, gone, digests)
+            return writer.replace(records, live, gone, digests)
 
     def source_sizes(self) -> dict[str, int]:
         """Return {source: number of passages}."""
@@ -347,7 +337,7 @@ class KnowledgeBase:
             raise ConfigError(f"unknown mode {chosen!r}; known: {', '.join(MODES)}")
         asked = [i for i, text in enumerate(texts) if text.strip()]
         results: list[list[Passage]] = [[] for _ in texts]
-        view = self._current()
+        view = self._snapshots.current()
         if not asked or not k or not view.state.live:
             return results
         encoded = None
@@ -366,28 +356,16 @@ class KnowledgeBase:
 
     def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of queries, shape (n, dim), for ``retrieve(..., vectors=...)``."""
-        return checked_vectors(self._needed_encoder(), queries, self._current().state.dim or None)
+        return checked_vectors(self._needed_encoder(), queries, self._snapshots.current().state.dim or None)
 
     def compact(self) -> Changes:
         """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change."""
-        with self._writing:
-            self._start_writing()
-            view = self._make_view(None)
-            purged = len(view.dead)
-            names = [segment.name for segment in view.segments]
-            live = self._merged(view.segments, view.dead)
-            fresh = [write_segment(self._path / _SEGMENTS, *live)] if len(live[0]) else []
-            if purged or len(names) > 1:
-                self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
-            with self._catalogue.errors():
-                self._catalogue.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._lexical.rebuild(self._catalogue, self._catalogue.state())
-            self._finish_writing()
-            return Changes(deleted=purged, version=self._view.state.version)
+        with self._changing() as writer:
+            return writer.compact()
 
     def stats(self) -> dict[str, Any]:
         """Return counts, sizes in bytes, and how it is indexed."""
-        view = self._current()
+        view = self._snapshots.current()
         size = sum(path.stat().st_size for path in self._path.rglob("*") if path.is_file())
         return {
             "passages": view.state.live,
@@ -416,82 +394,6 @@ class KnowledgeBase:
                 problems.append(str(error))
         return problems + [f"{path} is damaged; it is derived and will be rebuilt" for path in self._lexical.damaged()]
 
-    # Reading
-
-    def _current(self) -> View:
-        """Return a view of the last commit that is complete, whoever made it."""
-        view, state = self._view, self._catalogue.state()
-        if (state.version, state.layout) == (view.state.version, view.state.layout):
-            return view
-        with self._swapping:
-            if self._view is view:
-                self._view = self._make_view(view)
-            return self._view
-
-    def _make_view(self, old: View | None, *, patience: float = _PATIENCE) -> View:
-        """Read the current state; with an old view, keep that one while another process is half-way."""
-        deadline = time.monotonic() + patience
-        while True:
-            with self._catalogue.snapshot() as (state, records, removed):
-                pass
-            lexicon = self._lexicon(state, old, deadline)
-            if lexicon is None:
-                if old is not None and time.monotonic() < self._behind.setdefault(state.version, deadline):
-                    return old
-                time.sleep(0.005)
-                continue
-            self._behind.clear()
-            known = {s.name: s for s in (old.segments if old is not None else ())}
-            try:
-                segments = tuple(
-                    known.get(record.name) or open_segment(self._path / _SEGMENTS, record) for record in records
-                )
-            except SegmentMissing as error:
-                if self._catalogue.state() == state:
-                    raise StoreError(
-                        f"{error} is missing; restore it from a copy or index the documents again"
-                    ) from error
-                continue
-            held = np.sort(np.asarray(removed, np.int64))
-            names = {segment.name for segment in segments}
-            for key in [key for key in self._columns if key[0] not in names]:
-                self._columns.pop(key, None)
-            return View(state, segments, held, lexicon, self._catalogue, self._columns)
-
-    def _lexicon(self, state: State, old: View | None, deadline: float) -> Lexicon | None:
-        if old is not None and (old.state.version, old.state.next_row) == (state.version, state.next_row):
-            return old.lexicon
-        lexicon = self._lexical.pinned(state)
-        if lexicon is not None:
-            return lexicon
-        if state.next_row == 0:
-            return self._lexical.in_memory(self._catalogue, state)
-        if not self._read_only and self._repair(state):
-            lexicon = self._lexical.pinned(state)
-            if lexicon is not None:
-                return lexicon
-        if time.monotonic() < self._behind.get(state.version, deadline):
-            return None
-        logger.warning("BM25 of %s is behind and cannot be written; building it in memory", self._path)
-        return self._lexical.in_memory(self._catalogue, state)
-
-    def _repair(self, state: State) -> bool:
-        """Catch up where the writer died between its two commits; False if a writer is alive."""
-        borrowed = WriterLock(self._path / _LOCK)
-        try:
-            borrowed.acquire()
-        except StoreError:
-            return False
-        try:
-            self._lexical.catch_up(self._catalogue, state)
-        except StoreError as error:
-            logger.warning("%s", error)
-            return False
-        finally:
-            self._lexical.close()
-            borrowed.release()
-        return True
-
     def _search(
         self,
         mode: Mode,
@@ -502,21 +404,20 @@ class KnowledgeBase:
         threshold: float | None,
     ) -> list[list[Passage]]:
         for _ in range(5):
-            view = self._current()
+            view = self._snapshots.current()
             try:
                 hits = view.search(mode, texts, vectors, k, filter)
                 if threshold is not None:
                     hits = [[hit for hit in found if hit.score >= threshold] for found in hits]
                 return self._fetched(view, hits)
             except StaleView:
-                with self._swapping:
-                    self._view = self._make_view(None)
+                self._snapshots.renewed(afresh=True)
         raise StoreError(f"{self._path}: rows are missing from {_DATABASE}; it is damaged. Index the documents again")
 
     def _fetched(self, view: View, hits: list[list[Hit]]) -> list[list[Passage]]:
         cache = self._passages
         rows = {hit.row for found in hits for hit in found}
-        known = {row: cache[row] for row in rows if row in cache}
+        known = {row: passage for row in rows if (passage := cache.get(row)) is not None}
         missing = [row for row in rows if row not in known]
         if missing:
             fresh = self._catalogue.passages(missing)
@@ -560,121 +461,16 @@ class KnowledgeBase:
             raise ConfigError(f"vectors must be finite, of shape (queries, {dim}); got {given.shape}")
         return np.ascontiguousarray(given[asked])
 
-    # Writing
-
-    def _start_writing(self) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[Writer]:
+        """Let one thread change, once it is sure that this may be changed."""
         if not self._writable:
             raise StoreError(f"{self._path} may not be written by this user; change its permissions or copy it")
         if self._read_only:
             raise StoreError(f"{self._path} was opened with read_only=True; open it without to change it")
-        self._catalogue.connection  # noqa: B018 - says that it is closed before a lock is taken
-        self._lock.acquire()
-        state = self._catalogue.state()
-        try:
-            self._lexical.catch_up(self._catalogue, state)
-        except StoreError as error:
-            logger.warning("%s", error)
-        self._current()
-
-    def _replace(
-        self,
-        records: Mapping[str, Record],
-        live: Mapping[str, tuple[int, bytes]],
-        gone: Mapping[int, bytes],
-        sources: Mapping[str, str | None] | None = None,
-    ) -> Changes:
-        fresh = [r for r in records.values() if r.id not in live or live[r.id][1] != r.hash]
-        updated = {live[r.id][0]: live[r.id][1] for r in fresh if r.id in live}
-        changes = Changes(
-            len(fresh) - len(updated), len(updated), len(records) - len(fresh), len(gone), self._view.state.version
-        )
-        if not (fresh or gone or sources):
-            return changes
-        vectors = self._encoded(fresh, updated)
-        state = self._catalogue.state()
-        come: list[SegmentRecord] = []
-        go: list[str] = []
-        folder = self._path / _SEGMENTS
-        if fresh:
-            rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
-            go, block = self._absorbed(rows, vectors)
-            come = [write_segment(folder, *block)]
-        try:
-            self._catalogue.commit(
-                fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=vectors.shape[1]
-            )
-        except StoreError:
-            remove_strangers(folder, {segment.name for segment in self._view.segments})
-            raise
-        self._finish_writing()
-        return replace(changes, version=self._view.state.version)
-
-    def _absorbed(
-        self, rows: NDArray[np.int64], vectors: NDArray[np.float32]
-    ) -> tuple[list[str], tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Take in the last segments while they are not larger than what there is, so that there stay few.
-
-        Sizes then fall by halves: of n rows there are about log2(n) small segments, and a row is rewritten about
-        log2(n) times in its life.
-        """
-        taken: list[Segment] = []
-        total = len(rows)
-        for segment in reversed(self._view.segments):
-            if len(segment) > 2 * total or total + len(segment) > _MERGE_LIMIT:
-                break
-            taken.insert(0, segment)
-            total += len(segment)
-        if not taken:
-            return [], (rows, vectors)
-        block = Segment("", rows, vectors)
-        return [segment.name for segment in taken], self._merged((*taken, block), np.empty(0, np.int64))
-
-    def _merged(
-        self, segments: Sequence[Segment], without: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        if not segments:
-            return np.empty(0, np.int64), np.empty((0, 0), np.float32)
-        rows = np.concatenate([segment.rows for segment in segments])
-        vectors = np.concatenate([segment.vectors for segment in segments])
-        if len(without):
-            keep = ~np.isin(rows, without, assume_unique=True)
-            rows, vectors = rows[keep], vectors[keep]
-        return rows, vectors
-
-    def _encoded(self, fresh: list[Record], updated: Mapping[int, bytes]) -> NDArray[np.float32]:
-        if not self._settings.fingerprint:
-            return np.empty((len(fresh), 0), np.float32)
-        dim = self._catalogue.state().dim
-        if not fresh:
-            return np.empty((0, dim), np.float32)
-        # New metadata on an old text keeps its vector: encoding is by far the dearest step.
-        old = {p.id: (row, p.text) for row, p in self._catalogue.passages(list(updated)).items()}
-        same = [i for i, r in enumerate(fresh) if r.id in old and old[r.id][1] == r.text]
-        known = set(same)
-        new = [i for i in range(len(fresh)) if i not in known]
-        parts = {}
-        if new:
-            parts[0] = (new, checked_vectors(self._needed_encoder(), [fresh[i].text for i in new], dim or None))
-        if same:
-            view = self._current()
-            parts[1] = (same, view.vectors_of(np.asarray([old[fresh[i].id][0] for i in same], np.int64)))
-        vectors = np.empty((len(fresh), next(iter(parts.values()))[1].shape[1]), np.float32)
-        for at, found in parts.values():
-            vectors[at] = found
-        return vectors
-
-    def _finish_writing(self) -> None:
-        """The change is committed; bring what is derived from it up to date and show it."""
-        state = self._catalogue.state()
-        patience = _PATIENCE
-        try:
-            self._lexical.catch_up(self._catalogue, state)
-        except StoreError as error:
-            logger.warning("%s", error)
-            patience = 0.0
-        with self._swapping:
-            self._view = self._make_view(self._view, patience=patience)
-        remove_strangers(self._path / _SEGMENTS, {segment.name for segment in self._view.segments})
+        with self._writing:
+            self._writer.start()
+            yield self._writer
 
     def _needed_encoder(self) -> Encoder:
         if self._encoder is not None:

@@ -1,15 +1,8 @@
-"""BM25 over the rows of the catalogue, by tantivy: derived, incremental, and rebuilt whenever in doubt.
+"""The BM25 index on disk, by tantivy: derived, incremental, and rebuilt whenever in doubt.
 
 The index may only be behind the catalogue, never ahead. ``bm25.json`` beside it tells a version at which it surely
 was complete and the stamp of tantivy's commit; catching up deletes and adds rows by number, which may be repeated
 without harm. So a process may die between the two commits at any point.
-
-    score(q, d) = sum over terms t of q:  qtf(t) * ln(1 + (N - n_t + .5) / (n_t + .5))
-                  * tf * (k1 + 1) / (tf + k1 * (1 - b + b * |d| / avgdl)),   k1 = 1.2, b = .75
-
-tantivy keeps |d| in one byte (about 6 % steps) and counts deleted passages in N and n_t until it merges them away.
-
-Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009.
 """
 
 from __future__ import annotations
@@ -23,25 +16,20 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tantivy
-from numpy.typing import NDArray
 
-from ragft_plugin.errors import ConfigError, StoreError
-from ragft_plugin.retrieval.catalogue import Catalogue, State
+from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.bm25 import Lexicon, analyzer, schema
+from ragft_plugin.retrieval.catalogue import Catalogue
+from ragft_plugin.retrieval.records import State
 
 logger = logging.getLogger(__name__)
 
-Rows = NDArray[np.int64]
-Scores = NDArray[np.float64]
-MAX_TERMS = 256  # of a query; a question of 100 kB costs no more than one of 256 different words
-_TERM_SET = 4096  # up to so many allowed rows become a query of their own
 _FOLDER = re.compile(r"bm25-[0-9a-f]{8}")
 _HEAP = 32_000_000
 _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")  # every segment of tantivy has these files
@@ -58,84 +46,6 @@ class Stamp:
     opstamp: int
 
 
-def analyzer(language: str) -> Any:
-    """Return the tokenizer: words, lower case, stemmed; words over 40 characters are left out."""
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    builder = builder.filter(tantivy.Filter.remove_long(40)).filter(tantivy.Filter.lowercase())
-    if language:
-        try:
-            builder = builder.filter(tantivy.Filter.stemmer(language))
-        except ValueError as error:
-            raise ConfigError(
-                f"no stemmer for the language {language!r}; give one like 'english' or 'german', or '' for none"
-            ) from error
-    return builder.build()
-
-
-def _schema() -> Any:
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("text", stored=False, tokenizer_name="ragft", index_option="freq")
-    builder.add_unsigned_field("row", stored=False, indexed=True, fast=True)
-    return builder.build()
-
-
-class Lexicon:
-    """A pinned state of the index: what is committed later does not change it.
-
-    Args:
-        searcher: tantivy's.
-        schema: of the index.
-        analyzer: as for the documents.
-        size: number of passages in it.
-    """
-
-    def __init__(self, searcher: Any, schema: Any, analyzer: Any) -> None:
-        self._searcher, self._schema, self._analyzer = searcher, schema, analyzer
-
-    def search(self, query: str, k: int, allowed: Rows | None = None) -> tuple[Scores, Rows]:
-        """Return scores and rows of the best passages that share a word with the query, best first.
-
-        Args:
-            query: free text; no syntax.
-            k: at most this many.
-            allowed: rows that may be returned, sorted; None for all.
-        """
-        counts = Counter(self._analyzer.analyze(query))
-        if not counts or k == 0 or (allowed is not None and not len(allowed)):
-            return np.empty(0), np.empty(0, np.int64)
-        clauses = [(tantivy.Occur.Should, self._term(term, count)) for term, count in list(counts.items())[:MAX_TERMS]]
-        words = tantivy.Query.boolean_query(clauses)
-        if allowed is None:
-            return self._run(words, k)
-        if len(allowed) <= _TERM_SET:
-            rows = tantivy.Query.term_set_query(self._schema, "row", allowed.tolist())
-            only = tantivy.Query.const_score_query(rows, 0.0)
-            return self._run(tantivy.Query.boolean_query([(tantivy.Occur.Must, q) for q in (words, only)]), k)
-        return self._run_widening(words, k, allowed)
-
-    def _term(self, term: str, count: int) -> Any:
-        query = tantivy.Query.term_query(self._schema, "text", term, "freq")
-        return query if count == 1 else tantivy.Query.boost_query(query, float(count))
-
-    def _run(self, query: Any, k: int) -> tuple[Scores, Rows]:
-        hits = self._searcher.search(query, k, count=False).hits
-        rows = np.asarray(self._searcher.fast_field_values("row", [address for _, address in hits]), np.int64)
-        scores = np.asarray([score for score, _ in hits], np.float64)
-        order = np.lexsort((rows, -scores))  # equal scores in order of rows, not of tantivy's segments
-        return scores[order], rows[order]
-
-    def _run_widening(self, query: Any, k: int, allowed: Rows) -> tuple[Scores, Rows]:
-        # Many rows are allowed: ask for more and drop the others, until k are found or no match is left.
-        total = max(1, self._searcher.num_docs)
-        limit = min(total, 2 * k * total // len(allowed) + 16)
-        while True:
-            scores, rows = self._run(query, limit)
-            keep = np.isin(rows, allowed, assume_unique=True)
-            if keep.sum() >= k or len(rows) < limit or limit >= total:
-                return scores[keep][:k], rows[keep][:k]
-            limit = min(total, 4 * limit)
-
-
 class LexicalIndex:
     """The index of a knowledge base on disk.
 
@@ -148,10 +58,10 @@ class LexicalIndex:
         self._folder = folder
         self._stamp_path = folder / "bm25.json"
         self._analyzer = analyzer(language)
-        self._schema = _schema()
-        self._writer: Any = None
-        self._index: Any = None
-        self._opened = ""
+        self._schema = schema()
+        # Reading and writing threads have a handle each, with the folder that it is of.
+        self._reading: tuple[str, Any] = ("", None)
+        self._writing: tuple[str, Any] = ("", None)
         self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._checked = ""
         self._bad: Stamp | None = None
@@ -171,6 +81,15 @@ class LexicalIndex:
             return None
         # tantivy has no version in its snapshot: the same stamp before and after taking it stands for one.
         if self._opstamp(stamp.folder) != stamp.opstamp or self._stamp() != stamp:
+            return None
+        if searcher.num_docs != state.live:
+            logger.warning(
+                "BM25 index %s holds %d passages instead of %d; it will be rebuilt",
+                stamp.folder,
+                searcher.num_docs,
+                state.live,
+            )
+            self._bad, self._checked = stamp, ""
             return None
         return Lexicon(searcher, self._schema, self._analyzer)
 
@@ -201,8 +120,9 @@ class LexicalIndex:
         if stamp is None or stamp.version < state.purged or not self._sound(stamp):
             self.rebuild(catalogue, state)
             return
+        writer = None
         try:
-            writer = self._open_writer(stamp)
+            writer = self._writer(stamp.folder)
             self._remove(writer, catalogue.removed_since(stamp.version))
             fresh = list(catalogue.texts(stamp.next_row, state.next_row - 1))
             if self._opstamp(stamp.folder) != stamp.opstamp:  # somebody died in between: some are there already
@@ -211,7 +131,8 @@ class LexicalIndex:
             self._write_stamp(Stamp(stamp.folder, state.version, state.next_row, self._commit(writer)))
         except (OSError, ValueError) as error:
             # tantivy's lock is free when the writer is gone; the frames of a kept traceback would keep it.
-            self._writer = writer = None
+            self._writing = ("", None)
+            del writer
             raise StoreError(
                 f"{self._folder / stamp.folder}: {error}; no passage is lost, BM25 catches up at the next change"
             ) from error.with_traceback(None)
@@ -225,7 +146,7 @@ class LexicalIndex:
         name = f"bm25-{secrets.token_hex(4)}"
         try:
             (self._folder / name).mkdir()
-            writer = self._open_writer(Stamp(name, 0, 0, 0))
+            writer = self._writer(name)
             self._add(writer, catalogue.texts(0, state.next_row - 1))
             self._write_stamp(Stamp(name, state.version, state.next_row, self._commit(writer)))
         except (OSError, ValueError) as error:
@@ -257,8 +178,7 @@ class LexicalIndex:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._writer = self._index = None
-        self._opened = ""
+        self._reading = self._writing = ("", None)
         if self._aside is not None:
             self._aside.cleanup()
             self._aside = None
@@ -305,15 +225,19 @@ class LexicalIndex:
         return found if isinstance(found, int) else None
 
     def _open(self, stamp: Stamp) -> Any:
-        if self._opened != stamp.folder:
+        folder, index = self._reading
+        if folder != stamp.folder:
             if not self._sound(stamp):
                 raise ValueError("damaged")
-            self._index, self._opened = self._index_in(self._folder / stamp.folder), stamp.folder
-        return self._index
+            index = self._index_in(self._folder / stamp.folder)
+            self._reading = (stamp.folder, index)
+        return index
 
     def _index_in(self, folder: Path) -> Any:
         index = tantivy.Index(self._schema, path=str(folder), reuse=True)
         index.register_tokenizer("ragft", self._analyzer)
+        # A watching thread of tantivy's could put an older searcher in the place of the one just loaded.
+        index.config_reader("manual")
         return index
 
     def _linked_aside(self, stamp: Stamp) -> Any:
@@ -326,12 +250,12 @@ class LexicalIndex:
                 os.symlink(path, Path(self._aside.name, path.name))
         return self._index_in(Path(self._aside.name))
 
-    def _open_writer(self, stamp: Stamp) -> Any:
-        if self._writer is None or self._opened != stamp.folder:
-            if self._opened != stamp.folder:
-                self._index, self._opened = self._index_in(self._folder / stamp.folder), stamp.folder
-            self._writer = self._index.writer(heap_size=_HEAP, num_threads=1)
-        return self._writer
+    def _writer(self, folder: str) -> Any:
+        opened, writer = self._writing
+        if opened != folder:
+            writer = self._index_in(self._folder / folder).writer(heap_size=_HEAP, num_threads=1)
+            self._writing = (folder, writer)
+        return writer
 
     def _commit(self, writer: Any) -> int:
         return int(writer.commit())

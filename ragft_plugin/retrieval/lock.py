@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from ragft_plugin.errors import StoreError
@@ -21,6 +22,17 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _lock_within(descriptor: int, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return _lock(descriptor)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+
+
 class WriterLock:
     """An exclusive lock on a file of the knowledge base, held from the first change until ``release``.
 
@@ -32,8 +44,11 @@ class WriterLock:
         self._path = path
         self._descriptor: int | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, patience: float = 0.5) -> None:
         """Take the lock, or keep it.
+
+        Args:
+            patience: seconds to wait; a reader may hold it for a moment to finish what a dead writer has left.
 
         Raises:
             StoreError: another process, or another ``KnowledgeBase`` of this one, holds it; or the directory
@@ -48,7 +63,7 @@ class WriterLock:
                 f"{self._path.parent} cannot be written ({error.strerror}); open it with read_only=True"
             ) from error
         try:
-            _lock(descriptor)
+            _lock_within(descriptor, patience)
         except OSError as error:
             holder = os.read(descriptor, 64).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
-from ragft_plugin.retrieval.catalogue import SegmentRecord
+from ragft_plugin.retrieval.records import SegmentRecord
 
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragft_plugin.retrieval import fusion
-from ragft_plugin.retrieval.catalogue import Catalogue, State
+from ragft_plugin.retrieval.bm25 import Lexicon
+from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.filters import Column, select
-from ragft_plugin.retrieval.lexical import Lexicon
+from ragft_plugin.retrieval.records import State
 from ragft_plugin.retrieval.segments import Segment, nearest
 from ragft_plugin.types import Filter
 

@@ -1,0 +1,209 @@
+"""Writing: from what shall change to one commit, and from the commit to what is derived from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.catalogue import Catalogue
+from ragft_plugin.retrieval.encoders import checked_vectors
+from ragft_plugin.retrieval.lexical import LexicalIndex
+from ragft_plugin.retrieval.lock import WriterLock
+from ragft_plugin.retrieval.records import Record, SegmentRecord
+from ragft_plugin.retrieval.segments import Segment, remove_strangers, write_segment
+from ragft_plugin.retrieval.snapshots import PATIENCE, Snapshots
+from ragft_plugin.types import Encoder
+
+logger = logging.getLogger(__name__)
+
+_MERGE_LIMIT = 65_536  # rows; larger segments are merged by compact() only
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a call has changed.
+
+    Attributes:
+        added, updated, unchanged, deleted: numbers of passages.
+        version: of the knowledge base afterwards.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    version: int = 0
+
+
+class Writer:
+    """Changes a knowledge base. Its caller lets in one thread at a time.
+
+    Args:
+        folder: of the segments.
+        catalogue: where changes are committed.
+        lexical: BM25, brought up to date after each commit.
+        snapshots: shown the new state after each commit.
+        lock: keeps other processes out, from the first change on.
+        encoder: gives the encoder, or raises.
+        encoded_by: its fingerprint, "" for a knowledge base without vectors.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        catalogue: Catalogue,
+        lexical: LexicalIndex,
+        snapshots: Snapshots,
+        lock: WriterLock,
+        encoder: Callable[[], Encoder],
+        encoded_by: str,
+    ) -> None:
+        self._folder = folder
+        self._catalogue = catalogue
+        self._lexical = lexical
+        self._snapshots = snapshots
+        self._lock = lock
+        self._encoder = encoder
+        self._encoded_by = encoded_by
+
+    def start(self) -> None:
+        """Take the lock and finish what another writer may have left."""
+        self._catalogue.connection  # noqa: B018 - says that it is closed before a lock is taken
+        self._lock.acquire()
+        state = self._catalogue.state()
+        try:
+            self._lexical.catch_up(self._catalogue, state)
+        except StoreError as error:
+            logger.warning("%s", error)
+        self._snapshots.current()
+
+    def replace(
+        self,
+        records: Mapping[str, Record],
+        live: Mapping[str, tuple[int, bytes]],
+        gone: Mapping[int, bytes],
+        sources: Mapping[str, str | None] | None = None,
+    ) -> Changes:
+        """Commit what differs.
+
+        Args:
+            records: passages that shall be there.
+            live: {id: (row, hash)} of those ids that are there.
+            gone: {row: hash} of passages that shall go.
+            sources: digests to remember, None to forget.
+        """
+        fresh = [r for r in records.values() if r.id not in live or live[r.id][1] != r.hash]
+        updated = {live[r.id][0]: live[r.id][1] for r in fresh if r.id in live}
+        changes = Changes(
+            len(fresh) - len(updated),
+            len(updated),
+            len(records) - len(fresh),
+            len(gone),
+            self._snapshots.last.state.version,
+        )
+        if not (fresh or gone or sources):
+            return changes
+        vectors = self._encoded(fresh, updated)
+        state = self._catalogue.state()
+        come: list[SegmentRecord] = []
+        go: list[str] = []
+        if fresh:
+            rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
+            go, block = self._absorbed(rows, vectors)
+            come = [write_segment(self._folder, *block)]
+        try:
+            self._catalogue.commit(
+                fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=vectors.shape[1]
+            )
+        except StoreError:
+            remove_strangers(self._folder, {segment.name for segment in self._snapshots.last.segments})
+            raise
+        self._finish()
+        return dataclasses.replace(changes, version=self._snapshots.last.state.version)
+
+    def compact(self) -> Changes:
+        """Purge removed rows, merge all segments, write BM25 anew."""
+        view = self._snapshots.renewed(afresh=True)
+        names = [segment.name for segment in view.segments]
+        live = self._merged(view.segments, view.dead)
+        fresh = [write_segment(self._folder, *live)] if len(live[0]) else []
+        if len(view.dead) or len(names) > 1:
+            self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
+        with self._catalogue.errors():
+            self._catalogue.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._lexical.rebuild(self._catalogue, self._catalogue.state())
+        self._finish()
+        return Changes(deleted=len(view.dead), version=self._snapshots.last.state.version)
+
+    def _absorbed(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.float32]
+    ) -> tuple[list[str], tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Take in the last segments while they are not larger than what there is, so that there stay few.
+
+        Sizes then fall by halves: of n rows there are about log2(n) small segments, and a row is rewritten about
+        log2(n) times in its life.
+        """
+        taken: list[Segment] = []
+        total = len(rows)
+        for segment in reversed(self._snapshots.last.segments):
+            if len(segment) > 2 * total or total + len(segment) > _MERGE_LIMIT:
+                break
+            taken.insert(0, segment)
+            total += len(segment)
+        if not taken:
+            return [], (rows, vectors)
+        block = Segment("", rows, vectors)
+        return [segment.name for segment in taken], self._merged((*taken, block), np.empty(0, np.int64))
+
+    def _merged(
+        self, segments: Sequence[Segment], without: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if not segments:
+            return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        rows = np.concatenate([segment.rows for segment in segments])
+        vectors = np.concatenate([segment.vectors for segment in segments])
+        if len(without):
+            keep = ~np.isin(rows, without, assume_unique=True)
+            rows, vectors = rows[keep], vectors[keep]
+        return rows, vectors
+
+    def _encoded(self, fresh: list[Record], updated: Mapping[int, bytes]) -> NDArray[np.float32]:
+        if not self._encoded_by:
+            return np.empty((len(fresh), 0), np.float32)
+        dim = self._catalogue.state().dim
+        if not fresh:
+            return np.empty((0, dim), np.float32)
+        # New metadata on an old text keeps its vector: encoding is by far the dearest step.
+        old = {p.id: (row, p.text) for row, p in self._catalogue.passages(list(updated)).items()}
+        same = [i for i, r in enumerate(fresh) if r.id in old and old[r.id][1] == r.text]
+        known = set(same)
+        new = [i for i in range(len(fresh)) if i not in known]
+        parts = {}
+        if new:
+            parts[0] = (new, checked_vectors(self._encoder(), [fresh[i].text for i in new], dim or None))
+        if same:
+            view = self._snapshots.current()
+            parts[1] = (same, view.vectors_of(np.asarray([old[fresh[i].id][0] for i in same], np.int64)))
+        vectors = np.empty((len(fresh), next(iter(parts.values()))[1].shape[1]), np.float32)
+        for at, found in parts.values():
+            vectors[at] = found
+        return vectors
+
+    def _finish(self) -> None:
+        """The change is committed; bring what is derived from it up to date and show it."""
+        state = self._catalogue.state()
+        patience = PATIENCE
+        try:
+            self._lexical.catch_up(self._catalogue, state)
+        except StoreError as error:
+            logger.warning("%s", error)
+            patience = 0.0
+        self._snapshots.renewed(patience=patience)
+        remove_strangers(self._folder, {segment.name for segment in self._snapshots.last.segments})
