@@ -9,10 +9,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from ragft_plugin.errors import DataError
 from ragft_plugin.evaluation.outcome import (
@@ -76,9 +76,10 @@ def write_outcomes(path: str | os.PathLike[str], rows: Iterable[Outcome]) -> Non
     """Write an outcomes file, compressed if its name ends in ``.gz``; the file appears whole or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # Not mkstemp: its files are for the owner's eyes only, whatever the umask says.
+    beside = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as raw:
+        with beside.open("xb") as raw:
             if target.suffix == ".gz":
                 # No name and no time inside, so that equal rows make equal bytes.
                 with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
@@ -89,7 +90,7 @@ def write_outcomes(path: str | os.PathLike[str], rows: Iterable[Outcome]) -> Non
             os.fsync(raw.fileno())
         os.replace(beside, target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 

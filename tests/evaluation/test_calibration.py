@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import brier_score_loss
 
 from ragft_plugin.evaluation.metrics import brier, calibration_test, ece, reliability, spiegelhalter
@@ -78,6 +79,13 @@ def test_a_calibrated_router_is_rejected_no_more_often_than_stated():
     # 400 calibrated worlds at alpha = .05; binomial(400, .05) exceeds 32 with probability < .4 %.
     rejected = sum(calibration_test(*world(s, 200), draws=199).rejected() for s in range(400))
     assert rejected <= 32
+
+
+def test_with_one_confidence_it_is_the_binomial_test():
+    # 50 queries at confidence .5, 32 right. 40,000 draws: standard error .0012, four of them allowed.
+    found = calibration_test(np.full(50, 0.5), np.arange(50) < 32, draws=40_000)
+    assert found.p_value == pytest.approx(stats.binomtest(32, 50, 0.5).pvalue, abs=0.005)
+    assert found.ece == pytest.approx(7 / 50)
 
 
 def test_an_overconfident_router_is_rejected():

@@ -112,6 +112,10 @@ def test_without_exploration_the_gain_is_refused_with_the_reason():
     assert found.gain is None
     assert "log with exploration" in found.refused
     assert found.agreement.value == 0.0
+    assert found.n == 30
+    log.append(Decision("named", "rag", greedy, forced=True), query="named", cost=1.0)
+    log.append(Decision("beside", "rag", greedy), query="named", cost=1.0, shadow_of="named")
+    assert compare_shadow(log.decisions(), log.decisions(shadow=True)) == found
 
 
 def test_a_shadow_without_its_live_decision_is_an_error():

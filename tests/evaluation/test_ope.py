@@ -83,6 +83,13 @@ def test_ips_is_the_written_out_sum():
     assert alone.value == pytest.approx(2.5 / 3.25)
 
 
+def test_the_normal_interval_is_the_written_out_one():
+    # Terms 2, 0, .5: mean 2.5 / 3, standard deviation by n - 1, standard error by sqrt(3).
+    found = ips([1.0, 1.0, 0.4], [0, 1, 0], [0.25, 0.5, 0.8], [[0.5, 0.5], [1.0, 0.0], [1.0, 0.0]], level=0.9)
+    half = 1.6448536269514722 * np.std([2.0, 0.0, 0.5], ddof=1) / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2.5 / 3 - half, 2.5 / 3 + half))
+
+
 def test_doubly_robust_is_the_written_out_sum():
     # q(x, pi) = .5 * .6 + .5 * .2 = .4; w = .5 / .25 = 2; r - q = 1 - .6
     found = doubly_robust([1.0, 1.0], [0, 0], [0.25, 0.25], [[0.5, 0.5]] * 2, [[0.6, 0.2]] * 2)
@@ -267,6 +274,18 @@ def test_rows_with_all_rewards_within_a_partial_log_count_exactly():
     weight = world.dist[world.at] / world.propensity
     expected = np.concatenate([exact[:20], (weight * world.reward)[20:]]).mean()
     assert policy_value(mixed, world.dist, method="ips").value == pytest.approx(expected)
+
+
+def test_forced_rows_of_a_partial_log_do_not_count_and_those_of_a_full_one_do():
+    world = World(4, 80)
+    part = outcome_log(world)
+    rows = [{**r.model_dump(), "forced": i % 4 == 0} for i, r in enumerate(part.rows)]
+    made = np.arange(80) % 4 != 0
+    found = policy_value(Outcomes.from_rows(rows, part.arms), world.dist, world.crude)
+    assert found == policy_value(part.take(made), world.dist[made], world.crude[made])
+    assert found.n == 60
+    whole = [{**r.model_dump(), "forced": True} for r in outcome_log(world, full=True).rows]
+    assert policy_value(Outcomes.from_rows(whole), world.dist).n == 80
 
 
 def test_the_gain_over_a_policy_is_paired_query_by_query():

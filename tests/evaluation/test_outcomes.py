@@ -79,6 +79,8 @@ def test_writing_and_reading_are_inverse(tmp_path, name):
     write_outcomes(tmp_path / name, rows)
     assert (tmp_path / name).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [name]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -324,6 +326,9 @@ def test_folds_are_balanced_and_depend_on_the_seed_alone():
     log = Outcomes.from_rows([row(str(i), query=f"q{i}") for i in range(103)])
     sizes = [len(test) for _, test in log.folds(5, 1)]
     assert max(sizes) - min(sizes) <= 1
+    # One text repeated 30 times fills a fold, and the 70 others share the rest.
+    repeated = Outcomes.from_rows([row(str(i), query=f"q{max(i, 29)}") for i in range(100)])
+    assert all(sorted(len(test) for _, test in repeated.folds(4, s)) == [23, 23, 24, 30] for s in range(10))
     same = zip(log.folds(5, 1), log.folds(5, 1), strict=True)
     assert all(np.array_equal(a[1], b[1]) for a, b in same)
     assert not all(np.array_equal(a[1], b[1]) for a, b in zip(log.folds(5, 1), log.folds(5, 2), strict=True))
