@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -15,6 +16,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterCondition,
+    MetadataFilter,
     MetadataFilters,
 )
 
@@ -28,9 +30,9 @@ from ragft_plugin.types import Filter, Passage, Retriever
 class NodeRetriever:
     """Finds passages with a retriever of LlamaIndex; async where that one is, in threads where it is not.
 
-    ``k`` sets ``similarity_top_k`` (on a copy) where the retriever has one. An access filter goes down to the vector
-    store where that is possible and is checked again on what comes back, so a store that reads it otherwise, or not
-    at all, never leaks a passage.
+    ``k`` sets ``similarity_top_k`` (on a copy) where the retriever has one. Of an access filter, the comparisons that
+    must all hold go down to the vector store; the whole of it is checked on what comes back, so a store that reads it
+    otherwise, or not at all, never leaks a passage.
 
     Args:
         retriever: what to ask; it is not changed.
@@ -107,15 +109,27 @@ def _narrowed(retriever: BaseRetriever, k: int, filter: Filter | None) -> BaseRe
     narrowed = copy(retriever)
     if hasattr(narrowed, "similarity_top_k"):
         narrowed.similarity_top_k = k
-    if isinstance(narrowed, VectorIndexRetriever) and filter:
-        try:
-            ours = metadata_filters_from(filter)
-        except ConfigError:
-            return narrowed  # cannot be said in LlamaIndex' words; what comes back is checked all the same
+    if isinstance(narrowed, VectorIndexRetriever) and (pushed := _comparisons(filter or {})):
         own = narrowed._filters
-        parts = [part for part in (own, ours) if part is not None]
-        narrowed._filters = MetadataFilters(filters=list(parts), condition=FilterCondition.AND)
+        if own is not None and own.condition == FilterCondition.AND:
+            pushed = [*own.filters, *pushed]
+        elif own is not None:
+            pushed = [own, *pushed]
+        narrowed._filters = MetadataFilters(filters=pushed, condition=FilterCondition.AND)
     return narrowed
+
+
+def _comparisons(filter: Filter) -> list[MetadataFilter | MetadataFilters]:
+    """The comparisons that must all hold and that LlamaIndex can say; many of its stores take no nested filters."""
+    found: list[MetadataFilter | MetadataFilters] = []
+    for key, condition in filter.items():
+        if key == "$and":
+            found += [one for part in condition for one in _comparisons(part)]
+        elif not key.startswith("$"):
+            with suppress(ConfigError):  # cannot be said; it is checked on what comes back
+                said = metadata_filters_from({key: condition})
+                found += [] if said is None else said.filters
+    return found
 
 
 def _passages(nodes: Sequence[NodeWithScore], k: int, filter: Filter | None) -> list[Passage]:

@@ -126,7 +126,8 @@ class KnowledgeBaseVectorStore(BasePydanticVectorStore):
         k = max(0, self._k(query))
         filter = _filter(query)
         # Ids are no metadata, so they cannot be asked for before the search: search everything, then choose.
-        wanted = None if query.node_ids is None else set(query.node_ids)
+        # (An index that keeps no nodes of its own passes an empty list and means all.)
+        wanted = set(query.node_ids) if query.node_ids else None
         found = self._retrieve(query, k if wanted is None else len(self._knowledge_base), filter)
         if wanted is not None:
             found = [passage for passage in found if passage.id in wanted][:k]
@@ -207,7 +208,7 @@ def _passage(node: BaseNode) -> Passage:
 
 
 def _filter(query: VectorStoreQuery) -> Filter | None:
-    parts = [] if query.doc_ids is None else [{REF_KEY: {"$in": list(query.doc_ids)}}]
+    parts: list[dict[str, Any]] = [{REF_KEY: {"$in": list(query.doc_ids)}}] if query.doc_ids else []
     asked = filter_from(query.filters)
     parts += [] if asked is None else [dict(asked)]
     return None if not parts else {"$and": parts}
