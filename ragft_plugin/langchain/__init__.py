@@ -14,11 +14,15 @@ from ragft_plugin.errors import MissingExtraError
 if TYPE_CHECKING:
     from ragft_plugin.langchain.chain import RoutedChain
     from ragft_plugin.langchain.chat_lora import ChatLora
+    from ragft_plugin.langchain.citation import citations
+    from ragft_plugin.langchain.decision_models import decision_model
     from ragft_plugin.langchain.decisions import decision_from_dict, decision_to_dict
     from ragft_plugin.langchain.documents import document_from, passage_from
     from ragft_plugin.langchain.embeddings import EmbeddingsEncoder, EncoderEmbeddings
     from ragft_plugin.langchain.generators import ChatModelGenerator, from_chat_model
     from ragft_plugin.langchain.loading import load
+    from ragft_plugin.langchain.middleware import RoutingMiddleware, RoutingState
+    from ragft_plugin.langchain.nodes import answer_node, answer_tool, arm_edge, route_node
     from ragft_plugin.langchain.parts import pipeline_from
     from ragft_plugin.langchain.reranker import ScoringReranker
     from ragft_plugin.langchain.retriever import RoutedRetriever
@@ -33,9 +37,16 @@ _MODULES = {
     "KnowledgeBaseVectorStore": "vector_store",
     "RoutedChain": "chain",
     "RoutedRetriever": "retriever",
+    "RoutingMiddleware": "middleware",
+    "RoutingState": "middleware",
     "RunnableRetriever": "retrievers",
     "ScoringReranker": "reranker",
+    "answer_node": "nodes",
+    "answer_tool": "nodes",
+    "arm_edge": "nodes",
+    "citations": "citation",
     "decision_from_dict": "decisions",
+    "decision_model": "decision_models",
     "decision_to_dict": "decisions",
     "document_from": "documents",
     "from_chat_model": "generators",
@@ -43,6 +54,7 @@ _MODULES = {
     "load": "loading",
     "passage_from": "documents",
     "pipeline_from": "parts",
+    "route_node": "nodes",
 }
 
 __all__ = [
@@ -53,9 +65,16 @@ __all__ = [
     "KnowledgeBaseVectorStore",
     "RoutedChain",
     "RoutedRetriever",
+    "RoutingMiddleware",
+    "RoutingState",
     "RunnableRetriever",
     "ScoringReranker",
+    "answer_node",
+    "answer_tool",
+    "arm_edge",
+    "citations",
     "decision_from_dict",
+    "decision_model",
     "decision_to_dict",
     "document_from",
     "from_chat_model",
@@ -63,6 +82,7 @@ __all__ = [
     "load",
     "passage_from",
     "pipeline_from",
+    "route_node",
 ]
 
 

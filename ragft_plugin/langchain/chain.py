@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -15,16 +14,26 @@ from langchain_core.runnables.graph import Graph
 from langchain_core.runnables.utils import get_unique_config_specs
 from pydantic import ConfigDict, Field, model_validator
 
-from ragft_plugin.course import Course, Generate, Routed, adrive, drive
-from ragft_plugin.langchain.chain_io import RoutedInput, RoutedOutput, end_of, joined, merge, output_of, part_of, read
+from ragft_plugin.course import Routed, adrive, drive
+from ragft_plugin.langchain.chain_io import (
+    RoutedInput,
+    RoutedOutput,
+    end_of,
+    joined,
+    merge,
+    output_of,
+    part_of,
+    read,
+    undecided,
+)
 from ragft_plugin.langchain.decisions import routed_from
 from ragft_plugin.langchain.graph import graph_of, runnables_of
 from ragft_plugin.langchain.parts import pipeline_from
-from ragft_plugin.langchain.questions import Asked, asked_from, condenser
+from ragft_plugin.langchain.questions import Asked, asked_from, condenser, standalone
 from ragft_plugin.langchain.retriever import RoutedRetriever
 from ragft_plugin.langchain.tracing import Call, aroute, parents, route, set_parent
 from ragft_plugin.pipeline import Pipeline
-from ragft_plugin.types import Filter, Generation
+from ragft_plugin.types import Filter
 
 # Stands for the pipeline in what is dumped.
 PIPELINE_ID = "RAGFT_PIPELINE"
@@ -34,7 +43,8 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
     """A chain that decides, per question, which arm of a pipeline answers it.
 
     It takes a question, a dict with ``input`` (and perhaps ``chat_history`` and ``decision``), or messages, and
-    returns ``input``, ``context``, ``answer`` and ``decision``. A decision that is passed in is not made again.
+    returns ``input``, ``context``, ``answer`` and ``decision``. A decision that is passed in is not made again, nor are
+    documents retrieved again that are passed in as ``context``.
     ``batch`` decides for all its questions and then runs each arm once. ``stream`` yields parts of that dict, the
     answer piece by piece; before its first piece a failing arm is replaced by another, as the decision then says.
 
@@ -88,8 +98,6 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         settings = {name: getattr(given, name) for name in ("k", "filter", "cost_weight", "arm")}
         return {**settings, **values, "pipeline": given.pipeline}
 
-    # ------------------------------------------------------------------------------------------------ one question
-
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         """Answer one question.
 
@@ -115,8 +123,6 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         asked = asked_from(input)
         call = Call.of(asked.question, run_manager, config)
         return (await self._aanswer([asked], [call], self._request(**settings)))[0]
-
-    # ---------------------------------------------------------------------------------------------- many questions
 
     def batch(
         self,
@@ -187,8 +193,6 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
                 except Exception as error:
                     made.append(error)
         return merge(made, faults, len(inputs))
-
-    # ------------------------------------------------------------------------------------------------- piece by piece
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Yield parts of the answer's dict: ``input``, ``decision``, ``context``, then ``answer`` piece by piece.
@@ -277,30 +281,19 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
 
     def _route(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[Routed]:
         """Decide what is not decided yet, each question understandable by itself."""
-        calls = drive(self._standalone(asked, calls))
-        made = iter(route(self.pipeline, _undecided(asked, calls), request))
+        calls = drive(standalone(asked, calls, condenser(self.condense, self.pipeline), self.options))
+        made = iter(route(self.pipeline, *undecided(asked, calls, request), request))
         return [self._decided(one, call, request) or next(made) for one, call in zip(asked, calls, strict=True)]
 
     async def _aroute(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[Routed]:
-        calls = await adrive(self._standalone(asked, calls))
-        made = iter(await aroute(self.pipeline, _undecided(asked, calls), request))
+        calls = await adrive(standalone(asked, calls, condenser(self.condense, self.pipeline), self.options))
+        made = iter(await aroute(self.pipeline, *undecided(asked, calls, request), request))
         return [self._decided(one, call, request) or next(made) for one, call in zip(asked, calls, strict=True)]
-
-    def _standalone(self, asked: list[Asked], calls: list[Call]) -> Course[list[Call]]:
-        """The calls, with chats condensed to one question each."""
-        chats = [i for i, one in enumerate(asked) if one.history]
-        if not chats:
-            return calls
-        prompts = [asked[i].condensing() for i in chats]
-        with parents([replace(calls[i], question=prompt.question) for i, prompt in zip(chats, prompts, strict=True)]):
-            made: list[Generation] = yield Generate(condenser(self.condense, self.pipeline), [*prompts], self.options)
-        found = {i: generation.text.strip() for i, generation in zip(chats, made, strict=True)}
-        return [replace(call, question=found.get(i) or call.question) for i, call in enumerate(calls)]
 
     def _decided(self, asked: Asked, call: Call, request: dict[str, Any]) -> Routed | None:
         if asked.decision is None:
             return None
-        return routed_from(asked.decision, call.question, request["scope"])
+        return routed_from(asked.decision, asked.evidence(call.question, request["scope"]))
 
     def _request(
         self,
@@ -354,7 +347,3 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
     def lc_secrets(self) -> dict[str, str]:
         """What is given at loading instead of being written down."""
         return {"pipeline": PIPELINE_ID}
-
-
-def _undecided(asked: list[Asked], calls: list[Call]) -> list[Call]:
-    return [call for one, call in zip(asked, calls, strict=True) if one.decision is None]

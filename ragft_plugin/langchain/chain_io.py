@@ -17,20 +17,21 @@ from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
 from ragft_plugin.answer_stream import AnswerStream
-from ragft_plugin.langchain.citations import Citation, citations
+from ragft_plugin.langchain.citation import Citation, citations
 from ragft_plugin.langchain.decisions import decision_to_dict
 from ragft_plugin.langchain.documents import document_from
 from ragft_plugin.langchain.questions import Asked, asked_from
 from ragft_plugin.langchain.tracing import Call
-from ragft_plugin.types import Answer
+from ragft_plugin.types import Answer, Evidence
 
 
 class RoutedInput(TypedDict):
-    """A question, perhaps with the chat that led to it and a decision made elsewhere."""
+    """A question, perhaps with the chat that led to it, a decision made and documents retrieved elsewhere."""
 
     input: str
     chat_history: NotRequired[list[AnyMessage]]
     decision: NotRequired[dict[str, Any]]
+    context: NotRequired[list[Document]]
 
 
 class RoutedOutput(TypedDict):
@@ -111,3 +112,9 @@ def merge(made: list[Any], faults: dict[int, Exception], n: int) -> list[Any]:
     """Answers and faults in the order of the questions."""
     rest = iter(made)
     return [faults[i] if i in faults else next(rest) for i in range(n)]
+
+
+def undecided(asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> tuple[list[Call], list[Evidence]]:
+    """The calls that come without a decision, and what is known of their questions."""
+    both = [(one, call) for one, call in zip(asked, calls, strict=True) if one.decision is None]
+    return [call for _, call in both], [one.evidence(call.question, request["scope"]) for one, call in both]

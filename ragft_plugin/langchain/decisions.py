@@ -8,7 +8,7 @@ from typing import Any
 
 from ragft_plugin.course import Routed
 from ragft_plugin.errors import DataError
-from ragft_plugin.types import Decision, Evidence, Filter
+from ragft_plugin.types import Decision, Evidence
 
 _NAMES = frozenset(field.name for field in fields(Decision))
 
@@ -39,21 +39,20 @@ def decision_from_dict(value: Mapping[str, Any]) -> Decision:
     return Decision(**{**value, "reasons": tuple(value.get("reasons", ()))})
 
 
-def routed_from(value: object, query: str, scope: Filter | None) -> Routed:
+def routed_from(value: object, evidence: Evidence) -> Routed:
     """A query whose decision is already made, in whatever form it was passed on.
 
     Args:
         value: a ``Routed``, a ``Decision``, or the dict of one.
-        query: the question it was made for.
-        scope: access filter for the passages still to be retrieved.
+        evidence: what is known of the query; its passages are those that the decided arm shall read.
     """
     if isinstance(value, Routed):
         return value
-    if isinstance(value, Decision):
-        return Routed(Evidence(query, scope=scope), value)
     if isinstance(value, Mapping):
-        return Routed(Evidence(query, scope=scope), decision_from_dict(value))
-    raise DataError(f"a decision is a Decision, its dict or a Routed, not {type(value).__name__}")
+        value = decision_from_dict(value)
+    if not isinstance(value, Decision):
+        raise DataError(f"a decision is a Decision, its dict or a Routed, not {type(value).__name__}")
+    return Routed(evidence, value, reader=None if evidence.passages is None else value.arm)
 
 
 def _plain(value: object) -> object:

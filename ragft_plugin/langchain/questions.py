@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage, convert_to_messages, get_buffer_string
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable
 
 from ragft_plugin.arms import Arm
+from ragft_plugin.course import Course, Generate
 from ragft_plugin.errors import DataError
+from ragft_plugin.langchain.documents import passage_from
 from ragft_plugin.langchain.generators import from_chat_model, is_model
+from ragft_plugin.langchain.tracing import Call, parents
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.prompts import check_question
-from ragft_plugin.types import Prompt
+from ragft_plugin.types import Evidence, Filter, Generation, Prompt
 
 QUESTION_KEYS = ("input", "question", "query")
 CONDENSE = (
@@ -40,11 +44,18 @@ class Asked:
         question: what to answer, stripped.
         history: earlier messages of the chat, oldest first.
         decision: a decision made elsewhere, in whatever form, or None.
+        context: documents retrieved elsewhere; none of them means that retrieval is still to be done.
     """
 
     question: str
     history: tuple[BaseMessage, ...] = ()
     decision: Any = None
+    context: tuple[Document, ...] = ()
+
+    def evidence(self, question: str, scope: Filter | None) -> Evidence:
+        """What is known of the question, in its standalone form, before anything is done."""
+        passages = tuple(passage_from(one, score=1.0 / rank) for rank, one in enumerate(self.context, 1))
+        return Evidence(question, scope=scope, passages=passages or None)
 
     def condensing(self) -> ChatPrompt:
         """The prompt whose answer is the question, understandable without the chat."""
@@ -58,7 +69,8 @@ def asked_from(value: Any) -> Asked:
 
     Args:
         value: a question; a list of messages or a prompt value, whose last message is the question; or a dict with
-            ``input`` (or ``question``, ``query``, ``messages``), and perhaps ``chat_history`` and ``decision``.
+            ``input`` (or ``question``, ``query``, ``messages``), and perhaps ``chat_history``, ``decision`` and
+            ``context``: documents to read instead of retrieving.
 
     Raises:
         DataError: if there is no question in it.
@@ -91,6 +103,20 @@ def condenser(given: Runnable[Any, Any] | None, pipeline: Pipeline) -> Arm:
     return Arm("condense", from_chat_model(given) if is_model(given) else from_chat_model(given, render=_chat_inputs))
 
 
+def standalone(
+    asked: Sequence[Asked], calls: Sequence[Call], arm: Arm, options: Mapping[str, Any]
+) -> Course[list[Call]]:
+    """The calls with chats condensed, all together, to one question each."""
+    chats = [i for i, one in enumerate(asked) if one.history]
+    if not chats:
+        return list(calls)
+    prompts: list[Prompt] = [asked[i].condensing() for i in chats]
+    with parents([replace(calls[i], question=prompt.question) for i, prompt in zip(chats, prompts, strict=True)]):
+        made: list[Generation] = yield Generate(arm, prompts, options)
+    found = {i: generation.text.strip() for i, generation in zip(chats, made, strict=True)}
+    return [replace(call, question=found.get(i) or call.question) for i, call in enumerate(calls)]
+
+
 def _chat_inputs(prompt: Prompt) -> dict[str, Any]:
     chat = cast(ChatPrompt, prompt)
     return {"input": chat.last, "chat_history": list(chat.history)}
@@ -105,7 +131,12 @@ def _from_mapping(value: Mapping[str, Any]) -> Asked:
         )
     inner = asked_from(found)
     history = convert_to_messages(value.get("chat_history") or [])
-    return Asked(inner.question, (*history, *inner.history), value.get("decision"))
+    return Asked(
+        inner.question,
+        (*history, *inner.history),
+        value.get("decision"),
+        tuple(value.get("context") or ()),
+    )
 
 
 def _from_messages(value: Sequence[Any]) -> Asked:

@@ -69,7 +69,7 @@ class RoutedRetriever(BaseRetriever):
     ) -> list[Document]:
         request = self._request(k, filter, cost_weight, arm)
         call = Call.of(query, run_manager)
-        routed = route(self.pipeline, [call], request)
+        routed = route(self.pipeline, [call], [query], request)
         with parents([call.after(routed[0])]):
             (passages,) = self.pipeline.passages(routed, **request)
         return _documents(routed[0], passages)
@@ -86,7 +86,7 @@ class RoutedRetriever(BaseRetriever):
     ) -> list[Document]:
         request = self._request(k, filter, cost_weight, arm)
         call = Call.of(query, run_manager)
-        routed = await aroute(self.pipeline, [call], request)
+        routed = await aroute(self.pipeline, [call], [query], request)
         with parents([call.after(routed[0])]):
             (passages,) = await self.pipeline.apassages(routed, **request)
         return _documents(routed[0], passages)

@@ -19,6 +19,7 @@ from langchain_core.runnables.config import merge_configs, patch_config
 from ragft_plugin.course import Routed
 from ragft_plugin.langchain.decisions import decision_to_dict
 from ragft_plugin.pipeline import Pipeline
+from ragft_plugin.types import Evidence
 
 _PARENTS: ContextVar[Mapping[str, RunnableConfig] | None] = ContextVar("ragft_parents", default=None)
 
@@ -69,12 +70,14 @@ def configs_of(questions: Sequence[str]) -> list[RunnableConfig] | None:
     return [known.get(question, {}) for question in questions] if known else None
 
 
-def route(pipeline: Pipeline, calls: Sequence[Call], request: Mapping[str, Any]) -> list[Routed]:
+def route(
+    pipeline: Pipeline, calls: Sequence[Call], queries: Sequence[str | Evidence], request: Mapping[str, Any]
+) -> list[Routed]:
     """Decide, as a run called ``route`` in each question's trace; its output is the decision."""
     runs = [call.manager.get_child().on_chain_start(None, {"input": call.question}, name="route") for call in calls]
     try:
         with parents(_under(calls, runs)):
-            routed = pipeline.decide([call.question for call in calls], **request)
+            routed = pipeline.decide(queries, **request)
     except BaseException as error:
         for run in runs:
             run.on_chain_error(error)
@@ -84,14 +87,16 @@ def route(pipeline: Pipeline, calls: Sequence[Call], request: Mapping[str, Any])
     return routed
 
 
-async def aroute(pipeline: Pipeline, calls: Sequence[Call], request: Mapping[str, Any]) -> list[Routed]:
+async def aroute(
+    pipeline: Pipeline, calls: Sequence[Call], queries: Sequence[str | Evidence], request: Mapping[str, Any]
+) -> list[Routed]:
     """As ``route``, without blocking the event loop."""
     runs = [
         await call.manager.get_child().on_chain_start(None, {"input": call.question}, name="route") for call in calls
     ]
     try:
         with parents(_under(calls, runs)):
-            routed = await pipeline.adecide([call.question for call in calls], **request)
+            routed = await pipeline.adecide(queries, **request)
     except BaseException as error:
         for run in runs:
             await run.on_chain_error(error)
