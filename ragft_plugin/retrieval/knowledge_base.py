@@ -3,6 +3,7 @@
     kb/
       knowledge.db        passages, metadata, versions (SQLite); its commit is the only commit
       segments/           vectors, immutable, named and checksummed by the catalogue
+      indexes/            approximate indexes of large segments, derived
       bm25.json, bm25-*/  BM25, derived, rebuilt when in doubt
       write.lock          held by the one process that writes
 
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval import filters
+from ragft_plugin.retrieval.approximate import Kind
 from ragft_plugin.retrieval.bm25 import analyzer
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder, restored_encoder
@@ -358,10 +360,15 @@ class KnowledgeBase:
         """Return the vectors of queries, shape (n, dim), for ``retrieve(..., vectors=...)``."""
         return checked_vectors(self._needed_encoder(), queries, self._snapshots.current().state.dim or None)
 
-    def compact(self) -> Changes:
-        """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change."""
+    def compact(self, *, index: Kind | Literal["auto"] = "auto") -> Changes:
+        """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change.
+
+        Args:
+            index: of the vectors: "flat" (exact), "hnsw", "ivf", or "auto" by their number (see
+                ``retrieval.approximate``). Passages added later are searched exactly until the next ``compact``.
+        """
         with self._changing() as writer:
-            return writer.compact()
+            return writer.compact(index)
 
     def stats(self) -> dict[str, Any]:
         """Return counts, sizes in bytes, and how it is indexed."""
@@ -373,7 +380,17 @@ class KnowledgeBase:
             "segments": len(view.segments),
             "dim": view.state.dim,
             "encoder": self._settings.fingerprint,
-            "index": "flat",
+            "indexes": [
+                {"kind": "flat", "passages": len(s), "recall@10": 1.0, "bytes": 0}
+                if s.approximate is None
+                else {
+                    "kind": s.approximate.kind,
+                    "passages": len(s),
+                    "recall@10": s.approximate.recall,
+                    "bytes": s.approximate.size,
+                }
+                for s in view.segments
+            ],
             "version": view.state.version,
             "bytes_on_disk": size,
             "bytes_of_vectors": sum(segment.vectors.nbytes for segment in view.segments),

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.approximate import Approximate, load
 from ragft_plugin.retrieval.records import SegmentRecord
 
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+INDEXES = "indexes"  # beside the folder of the segments
+_EXACT = 20_000  # so few allowed vectors are searched exactly, index or not
 _NAME = re.compile(r"[0-9]{12}-[0-9a-f]{8}")
 
 
@@ -38,11 +41,13 @@ class Segment:
         name: file name without ending.
         rows: row numbers, sorted, shape (n,).
         vectors: unit vectors, shape (n, dim); dim 0 without an encoder.
+        approximate: an index over them, None to search exactly.
     """
 
     name: str
     rows: Rows
     vectors: Vectors
+    approximate: Approximate | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,15 +96,43 @@ def open_segment(folder: Path, record: SegmentRecord) -> Segment:
         if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise StoreError(f"{path} holds {array.dtype} {array.shape}, the catalogue says {dtype} {shape}")
         arrays.append(array)
-    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]))
+    approximate = load(folder.parent / INDEXES, record.name, (record.count, record.dim))
+    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]), approximate)
 
 
 def remove_strangers(folder: Path, known: set[str]) -> None:
     """Delete segment files that no committed state names: left-overs of a process that died, or replaced ones."""
-    for path in folder.iterdir():
+    indexes = folder.parent / INDEXES
+    for path in [*folder.iterdir(), *(indexes.iterdir() if indexes.is_dir() else ())]:
         name = path.name.split(".", 1)[0]
         if name not in known and _NAME.fullmatch(name):
             path.unlink(missing_ok=True)
+
+
+def search(
+    queries: Vectors, segment: Segment, k: int, allowed: NDArray[np.int64] | None
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Nearest neighbours in a segment, by its index where it has one and where that finds enough.
+
+    Args:
+        queries: shape (n, dim).
+        segment: what to search.
+        k: at most this many.
+        allowed: positions that may be returned, sorted; None for all.
+
+    Returns:
+        exact cosines and positions, both of shape (n, min(k, allowed)), best first.
+    """
+    count = len(segment) if allowed is None else len(allowed)
+    if segment.approximate is None or count <= max(_EXACT if allowed is not None else 0, 4 * k):
+        return nearest(queries, segment.vectors, k, allowed)
+    positions = segment.approximate.candidates(queries, k, allowed)
+    if ((positions >= 0).sum(axis=1) < k).any():
+        return nearest(queries, segment.vectors, k, allowed)
+    cosines = np.einsum("nd,nkd->nk", queries, segment.vectors[np.maximum(positions, 0)])
+    cosines[positions < 0] = -np.inf
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, 1), np.take_along_axis(positions, order, 1)
 
 
 def nearest(

@@ -18,7 +18,7 @@ from ragft_plugin.retrieval.bm25 import Lexicon
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.filters import Column, select
 from ragft_plugin.retrieval.records import State
-from ragft_plugin.retrieval.segments import Segment, nearest
+from ragft_plugin.retrieval.segments import Segment, search
 from ragft_plugin.types import Filter
 
 Rows = NDArray[np.int64]
@@ -27,6 +27,7 @@ Vectors = NDArray[np.float32]
 Mode = Literal["hybrid", "dense", "bm25", "rrf", "mmr"]
 DEPTH = 100  # candidates that each half brings to a fusion
 MMR_WEIGHT = 0.5
+_FEW = 64  # up to so many removed rows of a segment are searched along and dropped
 
 
 class StaleView(Exception):
@@ -82,16 +83,16 @@ class View:
         found: list[tuple[Vectors, Rows]] = []
         for segment in self.segments:
             if allowed is not None:
-                positions: Rows | None = _positions(segment, allowed)
-                scores, at = nearest(vectors, segment.vectors, k, positions)
-                rows = segment.rows[at]
+                scores, at = search(vectors, segment, k, _positions(segment, allowed))
             else:
                 dead = _positions(segment, self.dead)
-                scores, at = nearest(vectors, segment.vectors, k + len(dead), None)
-                rows = segment.rows[at]
-                if len(dead):
-                    scores = np.where(np.isin(at, dead), -np.inf, scores)
-            found.append((scores, rows))
+                if len(dead) <= _FEW:
+                    scores, at = search(vectors, segment, k + len(dead), None)
+                    scores = np.where(np.isin(at, dead), -np.inf, scores) if len(dead) else scores
+                else:
+                    alive = np.setdiff1d(np.arange(len(segment)), dead, assume_unique=True)
+                    scores, at = search(vectors, segment, k, alive)
+            found.append((scores, segment.rows[at]))
         if not found:
             return [(np.empty(0), np.empty(0, np.int64))] * len(vectors)
         scores = np.concatenate([s for s, _ in found], axis=1)

@@ -7,17 +7,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.approximate import Kind, build, kind_for, save
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoders import checked_vectors
 from ragft_plugin.retrieval.lexical import LexicalIndex
 from ragft_plugin.retrieval.lock import WriterLock
 from ragft_plugin.retrieval.records import Record, SegmentRecord
-from ragft_plugin.retrieval.segments import Segment, remove_strangers, write_segment
+from ragft_plugin.retrieval.segments import INDEXES, Segment, remove_strangers, write_segment
 from ragft_plugin.retrieval.snapshots import PATIENCE, Snapshots
 from ragft_plugin.types import Encoder
 
@@ -117,7 +119,7 @@ class Writer:
         if fresh:
             rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
             go, block = self._absorbed(rows, vectors)
-            come = [write_segment(self._folder, *block)]
+            come = [self._written(*block, index="auto" if len(fresh) > _MERGE_LIMIT else "flat")]
         try:
             self._catalogue.commit(
                 fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=vectors.shape[1]
@@ -128,19 +130,36 @@ class Writer:
         self._finish()
         return dataclasses.replace(changes, version=self._snapshots.last.state.version)
 
-    def compact(self) -> Changes:
-        """Purge removed rows, merge all segments, write BM25 anew."""
+    def compact(self, index: Kind | Literal["auto"]) -> Changes:
+        """Purge removed rows, merge all segments, index the vectors, write BM25 anew."""
         view = self._snapshots.renewed(afresh=True)
         names = [segment.name for segment in view.segments]
         live = self._merged(view.segments, view.dead)
-        fresh = [write_segment(self._folder, *live)] if len(live[0]) else []
-        if len(view.dead) or len(names) > 1:
+        have = [s.approximate.kind if s.approximate is not None else "flat" for s in view.segments]
+        want = kind_for(len(live[0])) if index == "auto" else index
+        if len(view.dead) or len(names) > 1 or (names and have != [want]):
+            fresh = [self._written(*live, index=want)] if len(live[0]) else []
             self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
         with self._catalogue.errors():
             self._catalogue.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._lexical.rebuild(self._catalogue, self._catalogue.state())
         self._finish()
         return Changes(deleted=len(view.dead), version=self._snapshots.last.state.version)
+
+    def _written(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.float32], *, index: Kind | Literal["auto"]
+    ) -> SegmentRecord:
+        """Write a segment, with its index, so that both are there when it is committed."""
+        approximate = build(vectors, index)
+        record = write_segment(self._folder, rows, vectors)
+        if approximate is not None:
+            try:
+                save(approximate, self._folder.parent / INDEXES, record.name)
+            except (OSError, RuntimeError) as error:
+                raise StoreError(
+                    f"{self._folder.parent / INDEXES} cannot be written: {error}; the last complete state is kept"
+                ) from error
+        return record
 
     def _absorbed(
         self, rows: NDArray[np.int64], vectors: NDArray[np.float32]
