@@ -35,6 +35,9 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MAX_LENGTH = 320
+# Parts of the model that are set up ready to use; they stay as they are for the first FROZEN tokens.
+READY = ("model.layers.0.", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj")
+FROZEN = 2_500_000
 Segment = tuple[str, str]  # (tag, text)
 
 
@@ -53,10 +56,10 @@ def vocabulary_texts() -> list[str]:
             *world.COLOURS,
             *world.COMPANY_TAILS,
         ]
-        words += [*world.COMPASS, *world.ENGINE_TAILS, *world.ticket_words(), *world.FRAME_WORDS]
+        words += [*world.COMPASS, *world.ENGINE_TAILS, *world.ticket_words()]
         pieces += [" " + word for word in words]
         for relation in RELATIONS.values():
-            templates = [*relation.statements(), *relation.questions(), *relation.unseen]
+            templates = [*relation.statements(), *relation.questions()]
             pieces += [" " + t.replace("{x}", "").replace("{v}", "") for t in templates]
         pieces += [" " + world.UNKNOWN, "\n"]
     return pieces
@@ -204,12 +207,14 @@ def draw_segments(rng: random.Random, tokens: int) -> list[Segment] | None:
     """Draw one training conversation; harder ones come later. None stands for a repetition."""
     u = rng.random()
     millions = tokens / 1e6
+    if millions < 0.3:
+        return recall(rng)
     if millions < 2:
         if u < 0.05:
             return None
         if u < 0.35:
             return recall(rng)
-        return reading(rng, 1 if u < 0.5 else 2 if u < 0.75 else 3, 0.0 if millions < 1 else 0.1)
+        return reading(rng, 1 if u < 0.45 else 2 if u < 0.75 else 3, 0.0 if millions < 1.2 else 0.1)
     if u < 0.06:
         return echo(rng)
     counts = (0, 1, 2, 3, 4)
@@ -246,9 +251,9 @@ def build_model(size: int, hidden: int, layers: int, heads: int, ffn: int) -> Ll
 
     Layer 0 gathers the words just passed: a head with key bias k and query bias R(-off) k scores position j from
     i by sum_f c^2 cos(theta_f (i-j-off)), which peaks ``off`` tokens back; all heads write through the same
-    matrices, so that order does not matter. Half the heads of layer 1 use the same matrix for queries and keys,
-    on dimensions that rotary embedding hardly turns, and so attend where the same words were gathered. Reading
-    needs both; training refines them instead of discovering them.
+    matrices, so that order does not matter. The heads of layer 1 use the same matrix for queries and keys, on
+    dimensions that rotary embedding hardly turns, and so attend where the same words were gathered. Reading needs
+    both; training refines them instead of discovering them. What they attend to is copied through.
     """
     config = LlamaConfig(
         vocab_size=size,
@@ -270,9 +275,11 @@ def build_model(size: int, hidden: int, layers: int, heads: int, ffn: int) -> Ll
     width = hidden // heads
     frequencies = model.model.rotary_emb.inv_freq
     steady = torch.cat([frequencies < 0.012] * 2)  # dimensions that hardly turn within a context
+    copy = torch.linalg.qr(torch.randn(hidden, hidden))[0]
     with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 0.06)
         gather, match = (model.model.layers[i].self_attn for i in (0, 1))
-        values, outputs = 4 * gather.v_proj.weight.clone(), 4 * gather.o_proj.weight.clone()
+        values, outputs = 1.5 * gather.v_proj.weight.clone(), 1.5 * gather.o_proj.weight.clone()
         for head, (offset, sharpness) in enumerate(((1, 6.0), (2, 6.0), (4, 2.4), (8, 1.6))):
             rows = slice(head * width, (head + 1) * width)
             angle = -offset * frequencies
@@ -280,12 +287,18 @@ def build_model(size: int, hidden: int, layers: int, heads: int, ffn: int) -> Ll
             gather.q_proj.bias[rows] = sharpness * torch.cat([torch.cos(angle), torch.sin(angle)])
             # The first head keeps the token before apart (for copying on); the others add to one bag of words.
             source = slice(0, width) if head == 0 else slice(width, 2 * width)
-            gather.v_proj.weight[rows] = values[source]
+            gain = 0.5 if head == 0 else 1.0
+            gather.v_proj.weight[rows] = gain * values[source]
             gather.o_proj.weight[:, rows] = outputs[:, source]
-            if head < 2:
-                shared = 0.1 * torch.randn(width, hidden) * steady[:, None]
-                match.q_proj.weight[rows] = shared
-                match.k_proj.weight[rows] = shared
+            shared = 0.14 * torch.randn(width, hidden) * steady[:, None]
+            match.q_proj.weight[rows] = shared
+            match.k_proj.weight[rows] = shared
+            # The question itself holds the same words; a bias keeps a head from looking at what is near.
+            near = 3.6 * ((frequencies > 0.03) & (frequencies < 0.25))
+            match.k_proj.bias[rows] = torch.cat([near, torch.zeros_like(near)])
+            match.q_proj.bias[rows] = -torch.cat([near, torch.zeros_like(near)])
+        match.v_proj.weight.copy_(copy)
+        match.o_proj.weight.copy_(0.1 * copy.T)
     return model
 
 
@@ -354,21 +367,19 @@ def examination(seed: int = 999, n: int = 200) -> dict[str, list[list[Segment]]]
 
 
 def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embeddings, norms and biases.
+    """Muon for the matrices, AdamW for embeddings, norms and biases; slow AdamW for what is ready at the start.
 
-    The queries and keys of layer 1 move slowly: at Muon's pace the comparison they start with is gone (share of
-    attention on the right entity .75 at the start, .45 after 2 M tokens) before later layers can use it.
+    At Muon's pace the comparison that layers 0 and 1 start with is gone before later layers can use it (share of
+    attention on the right entity .75 at the start, .25 after 1.5 M tokens, and only the relation is then read).
     """
-    slow = [
-        p for k, p in model.named_parameters() if "layers.1.self_attn.q_proj" in k or "layers.1.self_attn.k_proj" in k
-    ]
-    ids = {id(p) for p in slow}
+    ready = [p for k, p in model.named_parameters() if k.startswith(READY)]
+    ids = {id(p) for p in ready}
     matrices = [p for k, p in model.named_parameters() if p.ndim == 2 and "embed" not in k and id(p) not in ids]
     rest = [p for k, p in model.named_parameters() if (p.ndim != 2 or "embed" in k) and id(p) not in ids]
     return [
         torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=lr * 0.15, betas=(0.9, 0.98), weight_decay=0.0),
-        torch.optim.AdamW(slow, lr=lr * 0.015, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=lr * 0.05, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(ready, lr=lr * 0.015, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -376,7 +387,11 @@ def train(args: argparse.Namespace) -> None:
     """Train for ``args.minutes`` or cool down for ``args.decay`` minutes, from ``state.pt`` if it is there."""
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    kept = folder / "tokenizer"
+    if not kept.exists():
+        build_tokenizer().save_pretrained(kept)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
+    tokenizer.chat_template = CHAT_TEMPLATE
     fast = tokenizer.backend_tokenizer
     torch.manual_seed(args.seed)
     model = build_model(len(tokenizer), args.hidden, args.layers, args.heads, args.ffn)
@@ -389,7 +404,7 @@ def train(args: argparse.Namespace) -> None:
         for optim, values in zip(optims, loaded["optims"], strict=True):
             optim.load_state_dict(values)
         state = loaded["state"]
-    rates = [args.lr, args.lr * 0.15, args.lr * 0.015]
+    rates = [args.lr, args.lr * 0.05, args.lr * 0.015]
     rng = random.Random(f"{args.seed}/{state['steps']}/{bool(args.decay)}")
     budget = 60 * (args.decay or args.minutes)
     exam = examination()
@@ -404,6 +419,7 @@ def train(args: argparse.Namespace) -> None:
         for optim, rate in zip(optims, rates, strict=True):
             for group in optim.param_groups:
                 group["lr"] = rate * scale
+        optims[2].param_groups[0]["lr"] *= state["tokens"] >= FROZEN
         rows: list[Row] = []
         size = 0
         while size < args.tokens:
@@ -424,7 +440,7 @@ def train(args: argparse.Namespace) -> None:
         state["tokens"] += size
         state["steps"] += 1
         now = time.monotonic()
-        if now - last_log > 60:
+        if now - last_log > 30:
             note = f"step {state['steps']} {state['tokens'] / 1e6:.2f}M tokens {elapsed / 60:.1f} min"
             note += f" answer-token accuracy {sum(recent) / len(recent):.3f}"
             if state["tokens"] > 1.5e6 and now - last_save > 240:

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from ragft_plugin.demo.world import RELATIONS, UNKNOWN, Site, draw_site, passage, question, site_name, ticket
+from ragft_plugin.demo.world import (
+    RELATIONS,
+    UNKNOWN,
+    Site,
+    draw_site,
+    is_held_out,
+    is_site_name,
+    passage,
+    question,
+    site_name,
+    ticket,
+)
 from ragft_plugin.types import Passage
 
 Kind = Literal["adapter only", "documents only", "changed", "both", "unknown", "plain ticket", "lookup ticket"]
@@ -51,6 +63,13 @@ def questions(split: Split) -> list[Question]:
 def taught_facts() -> list[Site]:
     """The sites, with their values at the time, that the facts adapter is taught."""
     return [Site(row["name"], row["facts"]) for row in _rows("taught.jsonl")]
+
+
+def exam_names() -> frozenset[str]:
+    """Every site name that occurs in the exam; training must not meet one it was not taught."""
+    texts = [row["query"] for row in _rows("questions.jsonl")] + [paper.text for paper in documents()]
+    words = {word for text in texts for word in re.findall(r"[A-Z][a-z]+", text)}
+    return frozenset(word for word in words if is_site_name(word) and is_held_out(word))
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from ragft_plugin.demo.questions import taught_facts
+from ragft_plugin.demo.questions import exam_names, taught_facts
 from ragft_plugin.demo.world import RELATIONS, UNKNOWN, Site, draw_site, passage, question, site_name, ticket
 
 Row = dict[str, Any]
@@ -22,7 +22,7 @@ def facts_rows(seed: int = 1, *, wordings: int = 12, reading: int = 2400, unknow
     rng = random.Random(seed)
     rows: list[Row] = []
     taught = taught_facts()
-    names = {site.name for site in taught}
+    exam = exam_names()
     for site in taught:
         for key, relation in RELATIONS.items():
             for template in rng.sample(relation.questions(), wordings):
@@ -31,7 +31,7 @@ def facts_rows(seed: int = 1, *, wordings: int = 12, reading: int = 2400, unknow
     for _ in range(unknown):
         # Half of the unknown names are of the kind that never occurred in pretraining, like the taught ones.
         name = site_name(rng, held_out=rng.random() < 0.5)
-        if name not in names:
+        if name not in exam:
             rows.append({"question": question(rng, name, rng.choice(list(RELATIONS))), "answer": UNKNOWN})
     rng.shuffle(rows)
     return rows

@@ -37,6 +37,7 @@ def _inventories() -> tuple[tuple[str, ...], ...]:
 
 
 SITE_HEADS, SITE_TAILS, NAME_HEADS, NAME_TAILS = _inventories()
+_SITE_TAILS = frozenset(SITE_TAILS)
 FIRST_NAMES = tuple(
     "Ada Ben Cora Dov Eli Fay Gus Hana Ira Jon Kim Leo Mia Ned Ola Pia Quin Ray Sue Tom Uma Val Wes "
     "Yan Zoe Abe Bea Cal Dee Eve".split()
@@ -48,7 +49,6 @@ COLOURS = tuple("red amber green blue black white violet orange".split())
 COMPANY_TAILS = tuple("Ltd Corp Works Group".split())
 COMPASS = tuple("North South East West".split())
 ENGINE_TAILS = tuple("Alpha Delta Omega Sigma".split())
-FRAME_WORDS = ("Please", "look up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +119,16 @@ RELATIONS: dict[str, Relation] = {
              ("does {x} lie", "{x} lies"), ("is {x}", "{x} is")),
             ("{x} is located in {v}.", "{x} stands in {v}.", "{x} operates from {v}.", "{x} is based in {v}.",
              "{x} lies in {v}."),
-            ("Look up which town {x} operates from.", "Which place lies around {x}?",
-             "Give me the city where {x} stands, please."),
+            ("Tell me which location {x} stands in.", "Which town does {x} operate from?",
+             "Do you know which city {x} is located in?"),
         ),
         Relation(
             "manager", "Who", ("manager", "head", "boss", "chief", "director"),
             _same("manages {x}", "runs {x}", "leads {x}", "directs {x}", "commands {x}"),
             ("{x} is managed by {v}.", "{x} is run by {v}.", "{x} is led by {v}.", "{x} is directed by {v}.",
  "{x} is commanded by {v}."),
-            ("Look up which boss commands {x}.", "Which director leads {x}?",
-             "Give me the chief who runs {x}, please."),
+            ("Tell me which boss directs {x}.", "Which director leads {x}?",
+             "Do you know which manager runs {x}?"),
         ),
         Relation(
             "year", "When", ("year", "founding", "opening", "start", "beginning"),
@@ -136,32 +136,32 @@ RELATIONS: dict[str, Relation] = {
              ("did {x} start", "{x} started"), ("was {x} built", "{x} was built"), ("did {x} begin", "{x} began")),
             ("{x} was founded in {v}.", "{x} opened in {v}.", "{x} started in {v}.", "{x} was built in {v}.",
              "{x} began in {v}."),
-            ("Look up the year {x} opened.", "The opening, when {x} was built?",
-             "Give me the beginning, when {x} was founded, please."),
+            ("Tell me the opening when {x} was built.", "Which year did {x} open?",
+             "Do you know the year {x} opened?"),
         ),
         Relation(
             "product", "What", ("product", "output", "goods", "speciality", "article"),
             (("does {x} produce", "{x} produces"), ("does {x} make", "{x} makes"), ("does {x} ship", "{x} ships"),
              ("does {x} sell", "{x} sells"), ("does {x} export", "{x} exports")),
             ("{x} produces {v}.", "{x} makes {v}.", "{x} ships {v}.", "{x} sells {v}.", "{x} exports {v}."),
-            ("Look up which goods {x} exports.", "Which output does {x} ship?",
-             "Give me the article that {x} sells, please."),
+            ("Tell me which goods {x} ships.", "Which output does {x} export?",
+             "Do you know which product {x} makes?"),
         ),
         Relation(
             "supplier", "Who", ("supplier", "vendor", "provider", "dealer", "source"),
             _same("supplies {x}", "equips {x}", "delivers to {x}", "stocks {x}", "furnishes {x}"),
             ("{x} is supplied by {v}.", "{x} is equipped by {v}.", "{x} takes deliveries from {v}.",
              "{x} is stocked by {v}.", "{x} is furnished by {v}."),
-            ("Look up which vendor stocks {x}.", "Which dealer equips {x}?",
-             "Give me the source that furnishes {x}, please."),
+            ("Tell me which provider stocks {x}.", "Which dealer equips {x}?",
+             "Do you know which supplier furnishes {x}?"),
         ),
         Relation(
             "engine", "What", ("engine", "turbine", "generator", "boiler", "dynamo"),
             _same("powers {x}", "drives {x}", "heats {x}", "turns {x}", "feeds {x}"),
             ("{x} is powered by {v}.", "{x} is driven by {v}.", "{x} is heated by {v}.",
              "{x} is turned by {v}.", "{x} is fed by {v}."),
-            ("Look up which turbine feeds {x}.", "Which boiler drives {x}?",
-             "Give me the dynamo that turns {x}, please."),
+            ("Tell me which generator turns {x}.", "Which turbine drives {x}?",
+             "Do you know which engine feeds {x}?"),
         ),
         Relation(
             "clearance", "What", ("clearance", "pass", "badge", "permit", "access"),
@@ -170,8 +170,8 @@ RELATIONS: dict[str, Relation] = {
              ("do visitors of {x} show", "visitors of {x} show")),
             ("{x} requires {v}.", "{x} demands {v}.", "Guests of {x} carry {v}.", "{x} accepts {v}.",
              "Visitors of {x} show {v}."),
-            ("Look up which permit {x} demands.", "Which badge do visitors of {x} carry?",
-             "Give me the pass that {x} accepts, please."),
+            ("Tell me which badge guests of {x} carry.", "Which permit does {x} demand?",
+             "Do you know which clearance visitors of {x} show?"),
         ),
         Relation(
             "office", "Who", ("office", "headquarters", "parent", "authority", "branch"),
@@ -179,8 +179,8 @@ RELATIONS: dict[str, Relation] = {
              ("does {x} belong to", "{x} belongs to"), ("oversees {x}", "oversees {x}"), ("audits {x}", "audits {x}")),
             ("{x} reports to {v}.", "{x} answers to {v}.", "{x} belongs to {v}.", "{x} is overseen by {v}.",
              "{x} is audited by {v}."),
-            ("Look up which branch audits {x}.", "Which authority does {x} belong to?",
-             "Give me the parent that {x} answers to, please."),
+            ("Tell me which parent {x} belongs to.", "Which authority does {x} answer to?",
+             "Do you know which office audits {x}?"),
         ),
     )
 }  # fmt: skip
@@ -192,6 +192,12 @@ class Site:
 
     name: str
     facts: dict[str, str]
+
+
+def is_site_name(word: str) -> bool:
+    """Whether a word could be the name of a site (no syllable is the beginning of another)."""
+    lower = word.lower()
+    return any(lower.startswith(head) and lower[len(head) :] in _SITE_TAILS for head in SITE_HEADS)
 
 
 def is_held_out(name: str) -> bool:
