@@ -144,9 +144,10 @@ def learn(
     probability: tuple[FloatArray, ...] = ()
     for i, stage in enumerate(used):
         x, signals = features[:, : featurizer.width(stage)], featurizer.signals(stage)
-        fits = [REWARD_MODELS[model]().fit(x, outcomes.reward, fold, weight, signals) for fold in folds]
-        models.append(fits[0])
-        probability += (np.concatenate([fit.out_of_fold_ for fit in fits]),)
+        fitted = REWARD_MODELS[model]().fit(x, outcomes.reward, folds[0], weight, signals)
+        models.append(fitted)
+        others = [fitted.cross_fit(x, outcomes.reward, fold, weight) for fold in folds[1:]]
+        probability += (np.concatenate([fitted.out_of_fold_, *others]),)
         tell(2 + i, steps)
     reward = full_rewards(outcomes, probability[-1].reshape(len(folds), *outcomes.reward.shape).mean(axis=0))
     costs = costs_of(outcomes, used, draft_arm, agreement_arm)

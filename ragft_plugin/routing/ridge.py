@@ -13,7 +13,7 @@ import numpy as np
 from ragft_plugin.routing.text import IntArray
 from ragft_plugin.types import FloatArray
 
-PENALTIES: FloatArray = np.geomspace(0.1, 1000.0, 13)
+PENALTIES: FloatArray = np.geomspace(0.3, 1000.0, 10)
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,18 +182,31 @@ def learn_stopping(
     if stages > 1 and len(reward) >= STAGING_ROWS * repeats:
         candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold, repeats))
     utilities = np.stack([utility for _, utility in candidates])
+    staged = len(candidates) > stages
     nested = np.empty(len(reward))
     for k in np.unique(fold):
         test = fold == k
-        nested[test] = utilities[_best(utilities[:, ~test]), test]
-    return candidates[_best(utilities)][0], nested
+        nested[test] = utilities[_best(utilities[:, ~test], staged, repeats), test]
+    return candidates[_best(utilities, staged, repeats)][0], nested
 
 
-def _best(utilities: FloatArray) -> int:
-    """The candidate with the highest mean; ties go to the first, which gathers least."""
-    if not utilities.shape[1]:
+def _best(utilities: FloatArray, staged: bool, repeats: int) -> int:
+    """Which candidate to use; utilities have shape (candidates, n).
+
+    Among static ones that with the highest mean; ties go to the first, which gathers least. The staged one, last,
+    is preferred to it unless the log says by a standard error that it is worse: it contains the static ones, and
+    choosing anew at each weight by differences that are noise would cost more than it finds.
+    """
+    n = utilities.shape[1]
+    if not n:
         return 0
-    return int(np.round(utilities.mean(axis=1), 9).argmax())
+    static = utilities[:-1] if staged else utilities
+    best = int(np.round(static.mean(axis=1), 9).argmax())
+    if not staged:
+        return best
+    loss = utilities[best] - utilities[-1]
+    error = float(loss.std()) / np.sqrt(max(n / repeats, 1.0))
+    return len(static) if float(loss.mean()) <= error else best
 
 
 def _induce(
