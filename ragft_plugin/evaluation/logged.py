@@ -53,13 +53,18 @@ class Log:
         return self.weight * self.reward
 
     def snips(self) -> FloatArray:
-        """Terms V + w_i (r_i - V) / mean(w), the ratio linearised about its value V."""
+        """Terms about the ratio V = sum w r / sum w: how far V moves when row i is left out, times n.
+
+        The plain linearisation w_i (r_i - V) / mean(w) makes intervals too short where few rows carry the weight.
+        """
         w = self.weight
-        mean = w.mean()
-        if mean == 0.0:
+        total = float(w.sum())
+        if total == 0.0:
             raise DataError("the policy never chooses an arm that was logged, so nothing can be said of it")
-        value = float(np.dot(w, self.reward) / w.sum())
-        return np.asarray(value + w * (self.reward - value) / mean, dtype=np.float64)
+        value = float(np.dot(w, self.reward)) / total
+        others = total - w
+        moved = len(w) * w * (self.reward - value) / np.where(others > 1e-12 * total, others, total)
+        return np.asarray(value + moved - moved.mean(), dtype=np.float64)
 
     def direct_method(self) -> FloatArray:
         """Terms sum_a pi(a | x_i) q(x_i, a)."""
