@@ -6,7 +6,8 @@ robust). None of them can say anything of arms the log never tries: the mass tha
 and above 5 % the estimate is refused.
 
 Shapes: n queries, a arms. Intervals are normal, from the variance of one query's term, or bootstrapped. In the world
-of the tests the normal ones cover 94 to 95 % at n = 1,000; at n = 200 doubly robust still does, IPS and SNIPS 91 to 92 %.
+of the tests the normal ones cover 94 to 95 % at n = 1,000; at n = 200 doubly robust still does, IPS and SNIPS 91 to
+93 %.
 """
 
 from __future__ import annotations
