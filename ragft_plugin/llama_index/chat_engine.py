@@ -19,6 +19,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixin, PromptMixinType
 from llama_index.core.tools import ToolOutput
 
+from ragft_plugin.llama_index.prompt_names import flat_prompts, update_flat_prompts
 from ragft_plugin.llama_index.query_engine import RoutedQueryEngine
 from ragft_plugin.llama_index.waiting import inherits
 
@@ -145,13 +146,14 @@ class RoutedChatEngine(BaseChatEngine, PromptMixin):
         await self._memory.aput_messages(_turns(message, text))
 
     def _get_prompts(self) -> PromptDictType:
-        return {"condense_prompt": self._condense_prompt}
+        return {"condense_prompt": self._condense_prompt, **flat_prompts(self._whole)}
 
     def _get_prompt_modules(self) -> PromptMixinType:
-        return {"query_engine": self._whole}
+        return {}
 
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
         self._condense_prompt = prompts_dict.get("condense_prompt", self._condense_prompt)
+        update_flat_prompts(self._whole, prompts_dict)
 
 
 def _shown(question: str, response: Response | StreamingResponse | AsyncStreamingResponse) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from llama_index.core.base.response.schema import (
     Response,
     StreamingResponse,
 )
+from llama_index.core.prompts.mixin import PromptDictType, PromptMixin, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from ragft_plugin.arms import Arm
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.llama_index.nodes import node_from, passage_from
+from ragft_plugin.llama_index.prompt_names import flat_prompts, update_flat_prompts
 from ragft_plugin.types import Answer, Evidence, Filter, Generation, Passage, Prompt
 
 
@@ -58,7 +60,7 @@ class EngineArm(Arm):
         return replace(answer, passages=generation.sources) if isinstance(generation, EngineGeneration) else answer
 
 
-class EngineGenerator:
+class EngineGenerator(PromptMixin):
     """Answers prompts with a query engine: ``query`` for closed-book prompts, ``synthesize`` for open-book ones.
 
     Generation options do not reach a query engine and are ignored.
@@ -104,6 +106,15 @@ class EngineGenerator:
         if prompt.passages is None:
             return await self.engine.aquery(query)
         return await self.engine.asynthesize(query, _nodes(prompt))
+
+    def _get_prompts(self) -> PromptDictType:
+        return flat_prompts(self.engine)
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {}
+
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
+        update_flat_prompts(self.engine, prompts_dict)
 
 
 class EngineRetriever:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.llama_index.llm import LoraLLM
+from ragft_plugin.llama_index.prompt_names import flat_prompts, update_flat_prompts
 from ragft_plugin.llama_index.responses import generation_from
 from ragft_plugin.llama_index.waiting import inherits, iterate
 from ragft_plugin.prompts import INSTRUCTION
@@ -221,30 +222,15 @@ class SynthesizerGenerator(PromptMixin):
         return any(inherits(llm, method, CustomLLM) for method in ("achat", "acomplete"))
 
     def _get_prompts(self) -> PromptDictType:
-        return {}
-
-    def _get_prompt_modules(self) -> PromptMixinType:
-        return {"synthesizer": _Both(self._whole, self._streaming), "llm": self.closed_book}
-
-    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
-        pass
-
-
-class _Both(PromptMixin):
-    """Keeps the prompts of the two copies of one synthesizer the same."""
-
-    def __init__(self, *copies: BaseSynthesizer) -> None:
-        self._copies = copies
-
-    def _get_prompts(self) -> PromptDictType:
-        return self._copies[0].get_prompts()
+        closed = {"closed_book": self.closed_book.get_prompts()["closed_book"]}
+        return {**closed, **flat_prompts(self._whole)}
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {}
 
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
-        for one in self._copies:
-            one.update_prompts(prompts_dict)
+        for one in (self.closed_book, self._whole, self._streaming):
+            update_flat_prompts(one, prompts_dict)
 
 
 def from_llm(source: LLM | Generator, *, synthesizer: BaseSynthesizer | None = None, **settings: Any) -> Generator:

@@ -24,6 +24,7 @@ from ragft_plugin.llama_index.decisions import DECISION_KEY
 from ragft_plugin.llama_index.events import announce, dispatcher
 from ragft_plugin.llama_index.nodes import decision_of, node_from, passage_from
 from ragft_plugin.llama_index.parts import pipeline_from
+from ragft_plugin.llama_index.prompt_names import flat
 from ragft_plugin.llama_index.retriever import RoutedRetriever
 from ragft_plugin.pipeline import Pipeline, Router
 from ragft_plugin.types import Answer, Evidence, Passage
@@ -229,9 +230,9 @@ class RoutedQueryEngine(BaseQueryEngine):
         return (routed.evidence.passages or ()) if arm.retrieves else ()
 
     def _get_prompt_modules(self) -> PromptMixinType:
-        """Prompts of the arms, under their names; colons, which LlamaIndex keeps for itself, become slashes."""
+        """Prompts of the arms, under their names."""
         return {
-            name.replace(":", "/"): arm.generator
+            flat(name): arm.generator
             for name, arm in self.pipeline.arms.items()
             if isinstance(arm.generator, PromptMixin)
         }

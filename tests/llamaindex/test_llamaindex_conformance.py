@@ -20,6 +20,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine, RouterQueryEngine
+from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.retrievers import RouterRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.tools import QueryEngineTool, RetrieverTool
@@ -83,6 +84,20 @@ class TestRoutedQueryEngineOverUsersParts(QueryEngineConformance):
         router = WordRouter({"port": "rag"}, "base")
         return RoutedQueryEngine.from_defaults(
             router=router, llm=EchoLLM(delay=delay), retriever=SleepyRetriever(delay), k=2, streaming=streaming
+        )
+
+
+class TestRoutedQueryEngineOverASynthesizer(QueryEngineConformance):
+    questions = (PORT, WHO)
+
+    def component(self, *, streaming: bool = False, delay: float = 0.0) -> RoutedQueryEngine:
+        llm = AsyncEchoLLM(delay=delay)
+        return RoutedQueryEngine.from_defaults(
+            router=WordRouter({"port": "rag"}, "base"),
+            llm=llm,
+            retriever=AsyncRetriever(delay),
+            response_synthesizer=get_response_synthesizer(llm=llm),
+            streaming=streaming,
         )
 
 
@@ -359,7 +374,9 @@ class TestRoutedChatEngine(ChatEngineConformance):
     turns = (PORT, "And how many wells?")
 
     def component(self, *, delay: float = 0.0) -> RoutedChatEngine:
-        return RoutedChatEngine(RoutedQueryEngine(plain_pipeline(delay=delay)), EchoLLM(delay=delay))
+        router, retriever = WordRouter({"port": "rag"}, "base"), SleepyRetriever(delay)
+        engine = RoutedQueryEngine.from_defaults(router=router, llm=EchoLLM(delay=delay), retriever=retriever, k=2)
+        return RoutedChatEngine(engine, EchoLLM(delay=delay))
 
 
 class TestCondenseQuestionChatEngine(ChatEngineConformance):

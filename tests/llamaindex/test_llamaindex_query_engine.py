@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -219,19 +218,6 @@ def test_with_request_leaves_the_engine_as_it_was() -> None:
     assert str(forced.query("Who?")).startswith("model read p1 for")
     assert (forced.query("Who?").metadata or {})["decision"].forced
     assert str(engine.query("Who?")) == "model read nothing for Who?"
-
-
-async def test_the_loop_is_not_blocked_while_answering() -> None:
-    engine = RoutedQueryEngine(plain_pipeline(delay=0.12))
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(engine.aquery(PORT))
-    worst = 0.0
-    while not task.done():
-        before = loop.time()
-        await asyncio.sleep(0.005)
-        worst = max(worst, loop.time() - before - 0.005)
-    assert str(await task) == f"model read p1,p2 for {PORT}"
-    assert worst < 0.040
 
 
 # ---------------------------------------------------------------------------------- over LlamaIndex' own parts

@@ -6,8 +6,14 @@ import asyncio
 from typing import Any, ClassVar
 
 from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.prompts.mixin import PromptMixin
 
-from ragft_plugin.llama_index.testing.probes import DELAY, PATIENCE, longest_stall
+from ragft_plugin.llama_index.testing.probes import (
+    DELAY,
+    PATIENCE,
+    assert_prompts_can_be_replaced,
+    longest_stall,
+)
 
 
 class ChatEngineConformance:
@@ -52,6 +58,12 @@ class ChatEngineConformance:
         with_memory = str(engine.chat(self.turns[1]))
         other = self.component()
         assert str(other.chat(self.turns[1], chat_history=engine.chat_history[:2])) == with_memory
+
+    def test_prompts_can_be_seen_and_replaced(self) -> None:
+        """What ``get_prompts`` shows, where there is one, ``update_prompts`` replaces."""
+        engine = self.component()
+        if isinstance(engine, PromptMixin):
+            assert_prompts_can_be_replaced(engine)
 
     def test_does_not_hold_the_event_loop(self) -> None:
         """Other tasks run while an answer is awaited, streamed or not."""

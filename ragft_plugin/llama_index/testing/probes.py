@@ -17,7 +17,7 @@ from pydantic import Field
 PATIENCE = 0.040  # seconds for which a component may hold the loop
 DELAY = 0.150  # seconds that a component is made to wait; well above the patience
 _TICK = 0.002
-_TRIES = 4
+_TRIES = 8
 
 
 def longest_stall(call: Callable[[], Awaitable[Any]]) -> float:
