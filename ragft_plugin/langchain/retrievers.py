@@ -122,12 +122,14 @@ class ScoredStoreRetriever(VectorStoreRetriever):
         # The store in langchain-core returns cosines, but does not say so.
         if isinstance(self.vectorstore, InMemoryVectorStore):
             return self.vectorstore.similarity_search_with_score
-        return self.vectorstore.similarity_search_with_relevance_scores
+        # The public method is this one and a warning when a store's scores are not within 0 and 1. Only their order
+        # matters here.
+        return self.vectorstore._similarity_search_with_relevance_scores
 
     def _asearch(self) -> Callable[..., Any]:
         if isinstance(self.vectorstore, InMemoryVectorStore):
             return self.vectorstore.asimilarity_search_with_score
-        return self.vectorstore.asimilarity_search_with_relevance_scores
+        return self.vectorstore._asimilarity_search_with_relevance_scores
 
     def _search_options(self, given: dict[str, Any]) -> dict[str, Any]:
         options = {**self.search_kwargs, **given}
