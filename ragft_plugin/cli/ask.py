@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.errors import ConfigError
+from ragft_plugin.prompts import check_question
+from ragft_plugin.routing import Router
 from ragft_plugin.types import Answer
 
 
@@ -24,10 +27,17 @@ def command(
     """Ask QUESTION; shows the arm, its confidence, the reasons and the passages."""
     from ragft_plugin.assembly import Project
 
+    check_question(question)
     config = load_config(config_path)
+    if arm is not None:
+        if arm not in config.arm_names():
+            raise ConfigError(f"there is no arm named {arm!r}; the arms are: {', '.join(config.arm_names())}")
+        # Only the parts of the arm that is asked for are opened, and no router is needed.
+        config = config.model_copy(update={"arms": [arm]})
     with Project(config) as project:
         weight = config.cost_weight if cost_weight is None else cost_weight
-        answer = project.pipeline().answer(question, arm=arm, k=k, cost_weight=weight)
+        pipeline = project.pipeline(router=Router.cold([arm]) if arm else None)
+        answer = pipeline.answer(question, arm=arm, k=k, cost_weight=weight)
     if as_json:
         print_json(as_record(answer))
         return
