@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder of a base; a random Llama without it")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batching", default="auto", choices=["auto", "grouped", "mixed"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--parts", nargs="+", default=["throughput", "latency", "equality"])
@@ -277,7 +278,7 @@ def main() -> None:
         root = Path(scratch)
         base = args.base or random_base(root / "base", hidden=args.hidden, layers=args.layers)
         adapters = {n: random_adapter(base, root / n, seed=i, r=8) for i, n in enumerate("abc", 1)}
-        with LoraModel.load(base, device="cpu") as model:
+        with LoraModel.load(base, device="cpu", batching=args.batching) as model:
             for name, folder in adapters.items():
                 model.load_adapter(name, folder)
             plain = Plain(base, adapters, model)
@@ -287,6 +288,7 @@ def main() -> None:
                 "equality": lambda: equality(model, args.requests),
             }
             report = {
+                "mixed": model.worker._mixed,
                 "date": datetime.now(UTC).date().isoformat(),
                 "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
                 "parameters": sum(p.numel() for n, p in model.base.model.named_parameters() if "lora" not in n),

@@ -48,6 +48,11 @@ def find_base(base: str | Path) -> Path:
         ConfigError: if there is neither.
     """
     folder = Path(base).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{base} is an adapter (it has adapter_config.json), not a base; load the base it was trained on and put "
+            "it on top with load_adapter, or merge the two first"
+        )
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or not 1 <= str(base).count("/") + 1 <= 2 or str(base).startswith((".", "/")):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
@@ -16,6 +16,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from ragft_plugin.errors import AdapterError
 from ragft_plugin.lora.adapter_files import read_adapter
 from ragft_plugin.lora.base import Base, Dtype, load_base
+from ragft_plugin.lora.batching import mixed_is_faster
 from ragft_plugin.lora.fingerprints import Fingerprints, fingerprints
 from ragft_plugin.lora.generator import LoraGenerator
 from ragft_plugin.lora.manifest import Manifest, Probe
@@ -24,6 +25,8 @@ from ragft_plugin.lora.probes import check_probe
 from ragft_plugin.lora.quiet import quiet
 from ragft_plugin.lora.registry import Registry, check_files
 from ragft_plugin.lora.worker import Worker
+
+Batching = Literal["auto", "grouped", "mixed"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ class LoraModel:
         base: the loaded base.
         max_rows: answers written at once; more wait.
         max_pending: requests that may wait; more raise OverloadedError.
+        batching: "grouped" writes the rows of each adapter in a batch of their own, "mixed" writes all in one, "auto"
+            measures which is faster whenever an adapter is loaded.
 
     Example:
         >>> with LoraModel.load("models/base") as model:  # doctest: +SKIP
@@ -42,8 +47,16 @@ class LoraModel:
         ...     model.generator("legal").generate([closed_book("Who signs?")])
     """
 
-    def __init__(self, base: Base, *, max_rows: int = 64, max_pending: int = 1024) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        max_rows: int = 64,
+        max_pending: int = 1024,
+        batching: Batching = "auto",
+    ) -> None:
         self.base = base
+        self._batching = batching
         self.renderer = base.renderer
         self.context = base.context
         self.worker = Worker(base.model, base.renderer, max_rows=max_rows, max_pending=max_pending)
@@ -61,6 +74,7 @@ class LoraModel:
         dtype: Dtype = "auto",
         max_rows: int = 64,
         max_pending: int = 1024,
+        batching: Batching = "auto",
     ) -> Self:
         """Load a base.
 
@@ -70,11 +84,13 @@ class LoraModel:
             dtype: "auto" is float32 on a CPU, the stored one elsewhere.
             max_rows: answers written at once.
             max_pending: requests that may wait.
+            batching: see the class.
 
         Raises:
             ConfigError: if it cannot be loaded.
         """
-        return cls(load_base(base, device=device, dtype=dtype), max_rows=max_rows, max_pending=max_pending)
+        loaded = load_base(base, device=device, dtype=dtype)
+        return cls(loaded, max_rows=max_rows, max_pending=max_pending, batching=batching)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -230,6 +246,11 @@ class LoraModel:
             self._retired.add(old)
             self._sweep()
         self._refresh()
+        mixed = self._batching == "mixed"
+        if self._batching == "auto":
+            some: list[str | None] = [None, *list(self._names.values())[:3]]
+            mixed = mixed_is_faster(self.worker.forward, some, self.base.model.device)
+        self.worker.set_mixed(mixed)
 
     def _retire(self, name: str) -> None:
         self._retired.add(self._names.pop(name))
@@ -253,7 +274,7 @@ class LoraModel:
         self._refresh()
 
     def _refresh(self) -> None:
-        self.worker.replace_model(self.base.model)
+        self.worker.replace_model(self.base.model, self._peft)
 
 
 def _current_version(folder: Path) -> Path:

@@ -38,6 +38,7 @@ class Worker:
         max_rows: rows written at once; more wait.
         max_pending: requests that may wait; more raise OverloadedError.
         max_prefill: padded tokens read in one pass.
+        mixed: rows of all adapters in one batch, or a batch for each; ``set_mixed`` changes it.
     """
 
     def __init__(
@@ -48,26 +49,37 @@ class Worker:
         max_rows: int = 64,
         max_pending: int = 1024,
         max_prefill: int = 16_384,
+        mixed: bool = False,
     ) -> None:
         self.max_pending = max_pending
         self._renderer = renderer
         self._max_rows = max_rows
         self._max_prefill = max_prefill
+        self._mixed = mixed
         self._pending: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._batches: dict[object, Batch] = {}
         self._wake = threading.Condition()
         self._closed = False
-        self.replace_model(model)
+        self.replace_model(model, None)
         pad = renderer.tokenizer.pad_token_id
         self._network = Network(model, pad_id=renderer.end_ids[0] if pad is None else pad)
         self._thread = threading.Thread(target=self._work, name="ragft-lora", daemon=True)
         self._thread.start()
 
-    def replace_model(self, model: Any) -> None:
-        """Write with another wrapping of the same base from now on. On the worker's thread only."""
-        self._model = model
+    def replace_model(self, model: Any, peft: Any) -> None:
+        """Write with these from now on. On the worker's thread only.
+
+        Args:
+            model: the base, with the layers of the adapters inside it.
+            peft: PEFT's wrapping of it, or None without adapters.
+        """
+        self._model, self._peft = model, peft
         self._switch = AdapterSwitch(model)
+
+    def set_mixed(self, mixed: bool) -> None:
+        """Whether rows of different adapters share a batch. What is under way goes on as it began."""
+        self._mixed = mixed and self._network.joins
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, all or none.
@@ -138,23 +150,25 @@ class Worker:
                     arrivals = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
                 for function, future in calls:
                     _complete(function, future)
-                self._admit(arrivals)
-                for key in list(self._batches):
-                    self._advance(key)
+                try:
+                    self._admit(arrivals)
+                    for key in list(self._batches):
+                        self._advance(key)
+                except Exception as error:  # a fault of the worker itself; whoever comes next is served
+                    logger.exception("the worker failed")
+                    for request in [*arrivals, *(row.request for row in self._live())]:
+                        request.fail(_failure(error))
+                    self._batches.clear()
         finally:
             self._abandon()
 
     def _admit(self, arrivals: Sequence[Request]) -> None:
         groups: dict[object, list[Row]] = {}
-        for number, request in enumerate(arrivals):
+        for request in arrivals:
             if not self._over(request):
-                try:
-                    key: object = (
-                        request.adapter if self._network.joins else (request.adapter, time.monotonic(), number)
-                    )
-                    groups.setdefault(key, []).append(Row.of(request))
-                except Exception as error:
-                    request.fail(error)
+                # Rows that cannot be joined are batches of their own.
+                key: object = (self._mixed or request.adapter) if self._network.joins else request
+                groups.setdefault(key, []).append(Row.of(request))
         for key, rows in groups.items():
             rows.sort(key=lambda row: row.length)
             while rows:
@@ -174,7 +188,7 @@ class Worker:
                 for row in rows:
                     self._prefill(key, [row])
             else:
-                logger.warning("a request failed while its prompt was read", exc_info=error)
+                logger.debug("a request failed while its prompt was read", exc_info=error)
                 rows[0].request.fail(_failure(error))
             return
         self._batches[key] = batch
@@ -189,7 +203,7 @@ class Worker:
             try:
                 extend(batch.rows, batch.step())
             except Exception as error:
-                logger.warning("a batch failed while it was written", exc_info=error)
+                logger.warning("a batch of %d failed while it was written: %s", len(batch.rows), error)
                 for row in batch.rows:
                     row.request.fail(_failure(error))
                 batch.rows = []
@@ -254,8 +268,15 @@ class Worker:
         return False
 
     def _forward(self, rows: Sequence[Row], **inputs: Any) -> Any:
-        self._switch.use(rows[0].request.adapter)
-        return self._model(**inputs)
+        return self.forward([row.request.adapter for row in rows], **inputs)
+
+    def forward(self, adapters: Sequence[str | None], **inputs: Any) -> Any:
+        """One pass of the model with an adapter for each row. On the worker's thread only."""
+        if len(set(adapters)) == 1:
+            self._switch.use(adapters[0])
+            return self._model(**inputs)
+        with self._switch.mixed(adapters) as names:
+            return self._peft(**inputs, **names)
 
     def _abandon(self) -> None:
         error = GenerationError("the model was closed while this request waited; load it again")

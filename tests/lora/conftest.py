@@ -41,7 +41,7 @@ def adapter_folders(base_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 def model(base_folder: Path, adapter_folders: dict[str, Path]) -> Iterator[Any]:
     from ragft_plugin.lora import LoraModel
 
-    with LoraModel.load(base_folder, device="cpu") as loaded:
+    with LoraModel.load(base_folder, device="cpu", batching="grouped") as loaded:
         for name, folder in adapter_folders.items():
             loaded.load_adapter(name, folder)
         yield loaded

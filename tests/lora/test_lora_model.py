@@ -272,6 +272,12 @@ def test_a_base_that_is_not_there_is_named(base: str) -> None:
         LoraModel.load(base)
 
 
+def test_an_adapter_is_no_base(adapter_folders: dict[str, Path]) -> None:
+    """PEFT would nest one adapter into another without a word."""
+    with pytest.raises(ConfigError, match=r"is an adapter .*; load the base it was trained on"):
+        LoraModel.load(adapter_folders["red"])
+
+
 def test_a_damaged_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded as a causal language model"):

@@ -88,6 +88,42 @@ def test_mixed_requests_of_many_threads_are_answered_as_serial_ones(
     assert exact >= len(jobs) - 2
 
 
+@pytest.mark.parametrize("batching", ["grouped", "mixed"])
+def test_one_mixed_batch_answers_as_a_batch_for_each_adapter(
+    base_folder: Path,
+    adapter_folders: dict[str, Path],
+    serial: dict[tuple[str | None, int], Generation],
+    batching: Any,
+) -> None:
+    sizes: set[int] = set()
+    with LoraModel.load(base_folder, batching=batching) as model:
+        for name, folder in adapter_folders.items():
+            model.load_adapter(name, folder)
+        forward = model.worker.forward
+
+        def counting(adapters: Any, **inputs: Any) -> Any:
+            sizes.add(len(set(adapters)))
+            return forward(adapters, **inputs)
+
+        jobs = [(arm, n) for n in range(12) for arm in ARMS]
+        with patched(model.worker, "forward", counting), ThreadPoolExecutor(16) as pool:
+            for job, got in zip(jobs, pool.map(lambda job: ask(model, *job), jobs), strict=True):
+                assert same(got, serial[job])
+    assert (max(sizes) > 1) == (batching == "mixed")
+
+
+def test_a_fault_of_the_worker_itself_fails_who_is_there_and_serves_who_comes(
+    model: LoraModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("bug")
+
+    with patched(model.worker, "_settle", broken), pytest.raises(GenerationError, match="RuntimeError: bug"):
+        ask(model, "red", 1)
+    assert ask(model, "red", 1).usage.completion_tokens
+    assert "the worker failed" in caplog.text
+
+
 def test_cancellations_and_faults_fail_only_what_they_hit(
     model: LoraModel, serial: dict[tuple[str | None, int], Generation]
 ) -> None:
