@@ -239,5 +239,21 @@ class LinearRewards:
         return scores
 
 
-REWARD_MODELS: dict[str, Callable[[], RewardModel]] = {"linear": LinearRewards}
+def _boosted() -> RewardModel:
+    from ragft_plugin.routing.boosted import BoostedRewards
+
+    return BoostedRewards()
+
+
+def _neighbours() -> RewardModel:
+    from ragft_plugin.routing.neighbours import NeighbourRewards
+
+    return NeighbourRewards()
+
+
+REWARD_MODELS: dict[str, Callable[[], RewardModel]] = {
+    "boosted": _boosted,
+    "linear": LinearRewards,
+    "neighbours": _neighbours,
+}
 """Reward models by name."""

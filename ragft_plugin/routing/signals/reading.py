@@ -12,7 +12,7 @@ from ragft_plugin.types import Answer, Evidence
 
 # Where reasoning comes first, the answer follows one of these. The last match counts.
 _ANSWER = re.compile(
-    r"""(?:answer(?:[ _]choice)?["']?\s*(?:is|:|=)|\#\#\#\#|final[ ]answer)\s*["'(]*\s*(.+)""", re.I | re.S
+    r"""(?:answer(?:[ _]choice)?["']?(?:\s*(?:is\b|:|=))+|\#\#\#\#|final[ ]answer)\s*["'(]*\s*(.+)""", re.I | re.S
 )
 _QUESTION_KEYS = ("words", "word_set", "query_vector", "_rarest")
 _PASSAGE_KEYS = ("passage_words", "passage_sets", "passage_vectors")
