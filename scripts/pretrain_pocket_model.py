@@ -440,7 +440,7 @@ def train(args: argparse.Namespace) -> None:
         state["tokens"] += size
         state["steps"] += 1
         now = time.monotonic()
-        if now - last_log > 30:
+        if now - last_log > 60:
             note = f"step {state['steps']} {state['tokens'] / 1e6:.2f}M tokens {elapsed / 60:.1f} min"
             note += f" answer-token accuracy {sum(recent) / len(recent):.3f}"
             if state["tokens"] > 1.5e6 and now - last_save > 240:
@@ -457,6 +457,7 @@ def train(args: argparse.Namespace) -> None:
     if args.decay:
         out = Path(args.out or folder / "export")
         model.to(torch.bfloat16).save_pretrained(out)
+        tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(out)
         (out / "pretraining.json").write_text(json.dumps({**state, "exact_match": scores}, indent=1) + "\n")
     else:
