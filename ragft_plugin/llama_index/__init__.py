@@ -3,6 +3,21 @@
 Every class here is thin: it turns LlamaIndex' values into the package's and calls a ``Pipeline``. Which arm answers is
 decided there, once per question. Nothing reads or writes LlamaIndex' global ``Settings``. Names are imported when
 first used, so importing this folder costs nothing.
+
+The one line that changes in LlamaIndex' own examples:
+
+    query_engine = index.as_query_engine(llm=llm)
+    query_engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, adapters={"legal": LoraLLM(model, ...)})
+
+    query_engine = RouterQueryEngine.from_defaults(query_engine_tools=tools)
+    query_engine = RoutedQueryEngine.from_tools(tools, router="router")          # or only the selector of it:
+    query_engine = RouterQueryEngine(RoutedSelector(pipeline), tools, llm=llm)
+
+    chat_engine = index.as_chat_engine(chat_mode="condense_question", llm=llm)
+    chat_engine = RoutedChatEngine(query_engine, llm)
+
+``response.metadata["decision"]`` then says which arm answered, and why. What ``ragft.yaml`` describes is answered by
+``RoutedQueryEngine(Project(read_config("ragft.yaml")).pipeline())``.
 """
 
 from __future__ import annotations

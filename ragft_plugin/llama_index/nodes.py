@@ -21,6 +21,8 @@ from ragft_plugin.types import Decision, Passage
 # Where a node lies in the metadata of a passage of a knowledge base, and the id of its document.
 NODE_KEYS = ("_node_content", "_node_type")
 REF_KEY = "_ref_doc_id"
+# Where a knowledge base notes how it found a passage; nothing for a model to read.
+_HIDDEN = ("kb",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +88,11 @@ def _node(passage: Passage) -> BaseNode:
         return metadata_dict_to_node(dict(passage.metadata), text=passage.text)
     source = passage.metadata.get("source")
     related = {} if source is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(source))}
-    return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata), relationships=related)
+    return TextNode(
+        id_=passage.id,
+        text=passage.text,
+        metadata=dict(passage.metadata),
+        relationships=related,
+        excluded_llm_metadata_keys=list(_HIDDEN),
+        excluded_embed_metadata_keys=list(_HIDDEN),
+    )

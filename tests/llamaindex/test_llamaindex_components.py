@@ -18,7 +18,14 @@ from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine, RetryQueryEngine, RouterQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
-from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.tools.types import ToolMetadata
 from llama_index.core.vector_stores.types import (
@@ -82,6 +89,17 @@ TOOLS = [ToolMetadata(name="rag", description="documents"), ToolMetadata(name="b
 def test_public_names_are_sorted_and_all_there() -> None:
     assert extra.__all__ == sorted(extra.__all__)
     assert all(getattr(extra, name).__name__ == name for name in extra.__all__)
+
+
+def test_a_missing_extra_names_the_command() -> None:
+    code = (
+        "import sys; sys.modules['llama_index'] = None\n"
+        "from ragft_plugin.errors import MissingExtraError\n"
+        "try:\n    from ragft_plugin.llama_index import RoutedQueryEngine\n"
+        "except MissingExtraError as error:\n    assert \"pip install 'ragft-plugin[llama-index]'\" in str(error)\n"
+        "else:\n    raise SystemExit('no error')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_the_folder_loads_no_llama_index() -> None:
@@ -598,6 +616,11 @@ def test_passages_that_came_another_way_are_nodes(tmp_path: Path) -> None:
     base.add([Passage("x", "Ovens are hot.", metadata={"source": "a.md", "page": 1})])
     (node,) = KnowledgeBaseVectorStore(base).get_nodes()
     assert (node.node_id, node.ref_doc_id, node.get_content()) == ("x", "a.md", "Ovens are hot.")
+    (found,) = base.retrieve(["ovens"], 1)[0]
+    assert "kb" in found.metadata
+    assert (
+        node_from(found).node.get_content(metadata_mode=MetadataMode.LLM) == "source: a.md\npage: 1\n\nOvens are hot."
+    )
 
 
 def test_an_ingestion_pipeline_writes_into_the_store_and_an_index_reads_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
 from llama_index.core.agent import ReActAgent
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetryQueryEngine, RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
@@ -67,6 +68,16 @@ def index(folder: Path) -> VectorStoreIndex:
     return VectorStoreIndex.from_documents(
         read, embed_model=embedding, transformations=[SentenceSplitter(chunk_size=128, chunk_overlap=0)]
     )
+
+
+async def test_the_local_model_answers_alike_in_all_ways(llm: LoraLLM) -> None:
+    whole = llm.complete(QUESTION)
+    assert (await llm.acomplete(QUESTION)).text == whole.text
+    assert [piece.text for piece in llm.stream_complete(QUESTION)][-1] == whole.text
+    assert [piece.text async for piece in await llm.astream_complete(QUESTION)][-1] == whole.text
+    said = [ChatMessage(role="system", content=DOCUMENTS["norden.md"]), ChatMessage(role="user", content=QUESTION)]
+    assert (await llm.achat(said)).message.content == llm.chat(said).message.content
+    assert len(whole.logprobs or ()) == whole.raw["usage"]["completion_tokens"] > 0
 
 
 def test_the_starter_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
