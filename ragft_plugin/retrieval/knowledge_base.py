@@ -345,7 +345,7 @@ class KnowledgeBase:
         encoded = None
         if chosen != "bm25":
             encoded = self._query_vectors([texts[i] for i in asked], vectors, asked, view.state.dim)
-        found = self._search(chosen, [texts[i] for i in asked], encoded, k, filter, threshold)
+        found = self._search(view, chosen, [texts[i] for i in asked], encoded, k, filter, threshold)
         for i, passages in zip(asked, found, strict=True):
             results[i] = passages
         return results
@@ -413,6 +413,7 @@ class KnowledgeBase:
 
     def _search(
         self,
+        view: View,
         mode: Mode,
         texts: list[str],
         vectors: NDArray[np.float32] | None,
@@ -421,14 +422,13 @@ class KnowledgeBase:
         threshold: float | None,
     ) -> list[list[Passage]]:
         for _ in range(5):
-            view = self._snapshots.current()
             try:
                 hits = view.search(mode, texts, vectors, k, filter)
                 if threshold is not None:
                     hits = [[hit for hit in found if hit.score >= threshold] for found in hits]
                 return self._fetched(view, hits)
             except StaleView:
-                self._snapshots.renewed(afresh=True)
+                view = self._snapshots.renewed(afresh=True)
         raise StoreError(f"{self._path}: rows are missing from {_DATABASE}; it is damaged. Index the documents again")
 
     def _fetched(self, view: View, hits: list[list[Hit]]) -> list[list[Passage]]:

@@ -182,7 +182,10 @@ def _hybrid(view: View, queries: Sequence[str], vectors: Vectors, k: int, allowe
         # Each candidate gets both scores, whichever half it came from: a missing score is no score of zero.
         rows = np.union1d(near, common)
         cosine = np.round(view.vectors_of(rows).astype(np.float64) @ vectors[i].astype(np.float64), 6)
-        lexical = _aligned(rows, *view.lexicon.search(query, len(rows), rows)) if len(bm25) else np.zeros(len(rows))
+        lexical = _aligned(rows, bm25, common)
+        unscored = np.setdiff1d(near, common)
+        if len(common) == depth and len(unscored):  # else no further passage shares a word with the query
+            lexical += _aligned(rows, *view.lexicon.search(query, len(unscored), unscored))
         scores, order = fusion.ordered(fusion.weighted(cosine, lexical), np.arange(len(rows)))
         best.append(
             [

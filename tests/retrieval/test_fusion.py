@@ -124,6 +124,29 @@ def test_one_query_alone_gives_what_it_gives_in_a_batch(tmp_path: Path) -> None:
             assert batch == kb.retrieve(queries, 5, mode=mode, vectors=kb.encode(queries))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_hybrid_is_the_weighted_sum_over_the_candidates_of_both_halves(tmp_path: Path, shared: bool) -> None:
+    draw = np.random.default_rng(4)
+    words = ["lamp", "gear", "wheel", "hinge", "bolt", "lens", "pipe", "cable"]
+    texts = [
+        ("common " if shared else "") + " ".join(draw.choice(words, draw.integers(1, 9))) + f" {n}" for n in range(400)
+    ]
+    with KnowledgeBase.create(tmp_path / "kb") as kb:
+        kb.add([Passage(str(n), text) for n, text in enumerate(texts)])
+        query = "common bolt bolts lens 7" if shared else "hinge 7"
+        cosine = {p.id: p.score for p in kb.retrieve([query], 400, mode="dense")[0]}
+        bm25 = {p.id: p.score for p in kb.retrieve([query], 400, mode="bm25")[0]}
+        candidates = set(list(cosine)[:100]) | set(list(bm25)[:100])
+        top, best = max(cosine[c] for c in candidates), max(bm25.get(c, 0.0) for c in candidates)
+        expected = {c: 0.8 * (cosine[c] + 1) / (top + 1) + 0.2 * bm25.get(c, 0.0) / best for c in candidates}
+        [found] = kb.retrieve([query], 50)
+        assert [p.score for p in found] == pytest.approx(sorted(expected.values(), reverse=True)[:50], abs=2e-6)
+        for p in found:
+            assert p.score == pytest.approx(expected[p.id], abs=2e-6)
+            assert p.metadata["kb"]["dense"] == pytest.approx(cosine[p.id], abs=2e-6)
+            assert p.metadata["kb"]["bm25"] == pytest.approx(bm25.get(p.id, 0.0))
+
+
 def test_a_threshold_drops_lower_scores_only(tmp_path: Path) -> None:
     with KnowledgeBase.create(tmp_path / "kb") as kb:
         kb.add([Passage(str(n), f"lamp {n}") for n in range(20)] + [Passage("far", "zebra")])
