@@ -14,7 +14,7 @@ import numpy as np
 
 from ragft_plugin.routing.calibration import fit_platt
 from ragft_plugin.routing.costs import Costs
-from ragft_plugin.routing.gate import paired_gain, single_arm, single_arm_utility
+from ragft_plugin.routing.gate import paired_gain, single_arm
 from ragft_plugin.routing.stopping import always, follow, learn_stopping
 from ragft_plugin.routing.text import IntArray
 from ragft_plugin.types import FloatArray
@@ -139,7 +139,8 @@ def learn_plan(
     for w in weights:
         safe = int(np.round(means - w * prices.direct, 9).argmax())
         learnt, utility = learn_stopping(probability, many, many_costs, prices, float(w), safe, many_folds, repeats)
-        single = single_arm_utility(reward, costs.direct, float(w), fold)
+        best = single_arm(reward, costs.direct, float(w))
+        single = reward[:, best] - w * costs.direct[:, best]
         found = paired_gain(utility.reshape(repeats, n).mean(axis=0) - single, group, seed)
         course = follow(probability, many, many_costs, prices, float(w), safe, learnt)
         said = np.stack(probability)[course.stage, rows, course.arm]

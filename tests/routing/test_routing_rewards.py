@@ -23,7 +23,7 @@ def _problem(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
 @pytest.mark.parametrize("name", sorted(REWARD_MODELS))
 class TestEveryRewardModel:
     def test_learns_what_is_there(self, name: str) -> None:
-        x, p, reward, fold = _problem()
+        x, _, reward, fold = _problem()
         model = REWARD_MODELS[name]().fit(x, reward, fold, np.ones((400, 2)), np.ones(6, bool))
         fresh, truth, _, _ = _problem(seed=1)
         assert np.mean((model.predict(fresh) - truth) ** 2) < 0.4 * np.var(truth)
