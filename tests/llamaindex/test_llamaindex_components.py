@@ -619,7 +619,7 @@ def test_passages_that_came_another_way_are_nodes(tmp_path: Path) -> None:
     (found,) = base.retrieve(["ovens"], 1)[0]
     assert "kb" in found.metadata
     assert (
-        node_from(found).node.get_content(metadata_mode=MetadataMode.LLM) == "source: a.md\npage: 1\n\nOvens are hot."
+        node_from(found).node.get_content(metadata_mode=MetadataMode.LLM) == "page: 1\nsource: a.md\n\nOvens are hot."
     )
 
 
