@@ -15,7 +15,7 @@ from ragft_plugin.types import Generation, Generator, Prompt
 
 def pipeline_from(
     *,
-    router: Router,
+    router: Router | None = None,
     models: Any = None,
     retriever: Any = None,
     costs: Mapping[str, float] | None = None,
@@ -25,7 +25,8 @@ def pipeline_from(
     """A pipeline of arms made of LangChain's parts: each model alone and, if there is a retriever, behind it.
 
     Args:
-        router: chooses among the arms.
+        router: chooses among the arms; None takes one that has learnt nothing yet and compares what the passages cover
+            with what the adapters were taught (``Router.cold``).
         models: name -> chat model, chain or generator; one alone is called ``base``. A model called ``base`` makes
             the arms ``base`` and ``rag``, one called ``adapter:legal`` makes ``adapter:legal`` and
             ``rag+adapter:legal``. None makes a pipeline that decides and retrieves, but cannot answer.
@@ -50,7 +51,13 @@ def pipeline_from(
     if prices:
         made = ", ".join(arm.name for arm in arms)
         raise ConfigError(f"costs are given for {', '.join(prices)}, but the arms are: {made}")
-    return Pipeline(arms, router, **pipeline)
+    return Pipeline(arms, _cold(arms) if router is None else router, **pipeline)
+
+
+def _cold(arms: Sequence[Arm]) -> Router:
+    from ragft_plugin.routing import Router as LearntRouter
+
+    return LearntRouter.cold([arm.name for arm in arms], retrieves={arm.name: arm.retrieves for arm in arms})
 
 
 class _Mute:

@@ -33,7 +33,7 @@ def from_retriever(source: BaseRetriever | VectorStore | Runnable[str, list[Docu
         >>> from langchain_core.runnables import RunnableLambda
         >>> found = from_retriever(RunnableLambda(lambda question: [Document("In Rome.", id="7")]))
         >>> found.retrieve(["Where?"], k=3)
-        [[Passage(id='7', text='In Rome.', score=0.0, metadata={})]]
+        [[Passage(id='7', text='In Rome.', score=1.0, metadata={})]]
     """
     pipeline = getattr(source, "pipeline", None)
     if pipeline is not None:

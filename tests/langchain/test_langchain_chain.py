@@ -134,3 +134,15 @@ def test_an_input_without_a_question_is_refused_by_name(bad):
     with pytest.raises(ValueError, match=r"question|empty") as caught:
         a_chain().invoke(bad)
     assert type(caught.value).__name__ == "DataError"
+
+
+async def test_without_a_router_of_ones_own_a_cold_one_decides_by_what_the_passages_cover():
+    routing = pytest.importorskip("ragft_plugin.routing")
+    chain = RoutedChain.from_parts(models=ReadingChatModel(), retriever=ListRetriever())
+    assert isinstance(chain.pipeline.router, routing.Router)
+    answer = chain.invoke("What is the capital of Avel?")
+    assert answer["decision"]["arm"] == "rag"
+    assert answer["answer"] == "Brin it is [1]"
+    assert json.loads(json.dumps(answer["decision"]))["reasons"]
+    assert same(answer, await chain.ainvoke("What is the capital of Avel?"))
+    assert [one["decision"]["arm"] for one in chain.batch(["What is the capital of Avel?"] * 3)] == ["rag"] * 3
