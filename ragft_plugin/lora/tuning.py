@@ -33,6 +33,7 @@ from ragft_plugin.lora.recipe import Recipe, default_learning_rate, linear_modul
 from ragft_plugin.lora.rendering import IGNORED, TrainingIds
 
 _STATE = "state.json"
+_POOL = 16  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def tune(
             trainer: Any = Trainer(
                 model=model,
                 args=_arguments(recipe, base, work, steps, look, bool(eval_rows)),
-                train_dataset=_Rows(rows),
+                train_dataset=_Rows(arranged(rows, recipe, steps)),
                 eval_dataset=_Rows(eval_rows) if eval_rows else None,
                 data_collator=_Collator(base.tokenizer.pad_token_id or base.renderer.end_ids[0]),
                 callbacks=callbacks,
@@ -119,6 +120,27 @@ def tune(
         eval_loss=after,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )
+
+
+def arranged(rows: Sequence[TrainingIds], recipe: Recipe, steps: int) -> list[TrainingIds]:
+    """The rows of all steps, in order: shuffled every epoch, rows of like length in one batch.
+
+    Padding costs as much as text. The order is a function of the seed alone, so that a resumed training sees the
+    rows which a straight one would have seen.
+    """
+    rng = np.random.default_rng(recipe.seed)
+    size = recipe.batch_size
+    batches: list[list[TrainingIds]] = []
+    while len(batches) < steps:
+        order = [rows[i] for i in rng.permutation(len(rows))]
+        epoch: list[list[TrainingIds]] = []
+        for start in range(0, len(order), size * _POOL):
+            pool = sorted(order[start : start + size * _POOL], key=lambda row: len(row.ids))
+            epoch += [pool[i : i + size] for i in range(0, len(pool), size)]
+        batches += [epoch[i] for i in rng.permutation(len(epoch))]
+    # The Trainer cuts the list into batches of ``size``; a short batch is filled up from the beginning.
+    full = [batch + [rows[i % len(rows)] for i in range(size - len(batch))] for batch in batches[:steps]]
+    return [row for batch in full for row in batch]
 
 
 def _lora(model: Any, recipe: Recipe) -> LoraConfig:
@@ -165,6 +187,7 @@ def _arguments(recipe: Recipe, base: Base, work: Path, steps: int, look: int, ev
         load_best_model_at_end=evaluates,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
+        train_sampling_strategy="sequential",  # `arranged` has shuffled them
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         report_to=[],
