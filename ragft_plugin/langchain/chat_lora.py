@@ -45,7 +45,8 @@ class ChatLora(BaseChatModel):
     """Chat with a base and its adapters: streaming, async without threads, batches that are generated together.
 
     Args:
-        backend: serves the generators; a ``LoraModel``, or anything with a method ``generator(adapter)``.
+        backend: serves the generators: a ``LoraModel``, anything with a method ``generator(adapter)``, or a function of
+            the adapter's name (None for the base), such as one that makes ``OpenAIGenerator`` for a server.
         model: the adapter that answers, or "base"; ``invoke(..., model="legal")`` chooses another for one call.
         max_tokens: at most so many tokens are written; None means the backend's own bound.
         temperature: 0 takes the likeliest token; None means the backend's own.
@@ -169,7 +170,8 @@ class ChatLora(BaseChatModel):
         options |= {_NAMES.get(name, name): value for name, value in given.items() if name not in _NOT_FOR_THE_BACKEND}
         prompt = prompt_from(messages, tools=given.get("tools") or (), tool_choice=given.get("tool_choice"))
         name = given.get("model") or self.model
-        generator = self.backend.generator(None if name == BASE else name)
+        serve = getattr(self.backend, "generator", self.backend)
+        generator = serve(None if name == BASE else name)
         return prompt, Arm(name, generator), {name: value for name, value in options.items() if value is not None}
 
     def _result(self, made: Generation, name: str, given: Mapping[str, Any]) -> ChatResult:

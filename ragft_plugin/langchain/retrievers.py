@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,6 +15,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, Vector
 from ragft_plugin.errors import ConfigError, GenerationError
 from ragft_plugin.langchain.documents import SCORE_KEY, passage_from
 from ragft_plugin.langchain.tracing import configs_of
+from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.retrieval.filters import check, matches
 from ragft_plugin.types import Filter, Passage, Retriever
 
@@ -36,10 +37,10 @@ def from_retriever(source: BaseRetriever | VectorStore | Runnable[str, list[Docu
         [[Passage(id='7', text='In Rome.', score=1.0, metadata={})]]
     """
     pipeline = getattr(source, "pipeline", None)
-    if pipeline is not None:
+    if isinstance(pipeline, Pipeline):
         if pipeline.retriever is None:
             raise ConfigError(f"{type(source).__name__} has a pipeline without a retriever")
-        return cast(Retriever, pipeline.retriever)
+        return pipeline.retriever
     if isinstance(source, VectorStore):
         return RunnableRetriever(ScoredStoreRetriever(vectorstore=source))
     if type(source) is VectorStoreRetriever and source.search_type == "similarity":

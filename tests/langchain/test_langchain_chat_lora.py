@@ -36,6 +36,12 @@ async def test_the_adapter_is_chosen_per_call():
     assert chat.bind(model="medical").invoke("Who?").text == "medical read nothing: Who?"
 
 
+def test_a_function_of_the_adapter_is_a_backend():
+    chat = ChatLora(backend=EchoBackend().generator)
+    assert chat.invoke("Who?", model="legal").text == "legal read nothing: Who?"
+    assert chat.invoke("Who?").text == "base read nothing: Who?"
+
+
 def test_options_reach_the_backend_under_its_own_names():
     backend = EchoBackend()
     chat = ChatLora(backend=backend, max_tokens=7, temperature=0.0, seed=3, stop=["."], timeout=9.0)
