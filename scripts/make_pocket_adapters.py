@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train and examine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examine", action="store_true", help="do not train")
-    parser.add_argument("--max-seconds", type=float, default=300.0, help="per adapter")
+    parser.add_argument("--max-seconds", type=float, default=900.0, help="per adapter")
     args = parser.parse_args(argv)
     if not args.examine:
         with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from ragft_plugin.demo.world import RELATIONS, UNKNOWN, Site, draw_site, passage
 Row = dict[str, Any]
 
 
-def facts_rows(seed: int = 1, *, wordings: int = 12, reading: int = 2400, unknown: int = 1200) -> list[Row]:
+def facts_rows(seed: int = 1, *, wordings: int = 12, reading: int = 1000, unknown: int = 1200) -> list[Row]:
     """Rows of the ``facts`` adapter: every taught fact in several wordings, reading, and not knowing."""
     rng = random.Random(seed)
     rows: list[Row] = []
