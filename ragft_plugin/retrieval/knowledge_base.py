@@ -445,17 +445,7 @@ class KnowledgeBase:
             cache.update(fresh)
             known |= fresh
         version = view.state.version
-        return [
-            [
-                replace(
-                    known[hit.row],
-                    score=hit.score,
-                    metadata={**known[hit.row].metadata, KB_KEY: {"version": version, **hit.parts}},
-                )
-                for hit in found
-            ]
-            for found in hits
-        ]
+        return [[_hit_passage(known[hit.row], hit, version) for hit in found] for found in hits]
 
     def _checked(self, queries: Sequence[str], k: int, filter: Filter | None) -> list[str]:
         if isinstance(queries, str):
@@ -524,3 +514,8 @@ def _plain(passage: Passage) -> Passage:
 
 def _id_twice(id: str, first: object, second: str) -> DataError:
     return DataError(f"the id {id!r} stands in {first!r} and in {second!r}; ids must differ between sources")
+
+
+def _hit_passage(passage: Passage, hit: Hit, version: int) -> Passage:
+    metadata = {**passage.metadata, KB_KEY: {"version": version, **hit.parts}}
+    return Passage(passage.id, passage.text, hit.score, metadata)

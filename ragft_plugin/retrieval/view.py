@@ -85,7 +85,7 @@ class View:
             if allowed is not None:
                 scores, at = search(vectors, segment, k, _positions(segment, allowed))
             else:
-                dead = _positions(segment, self.dead)
+                dead = _positions(segment, self.dead) if len(self.dead) else self.dead
                 if len(dead) <= _FEW:
                     scores, at = search(vectors, segment, k + len(dead), None)
                     scores = np.where(np.isin(at, dead), -np.inf, scores) if len(dead) else scores
@@ -95,14 +95,15 @@ class View:
             found.append((scores, segment.rows[at]))
         if not found:
             return [(np.empty(0), np.empty(0, np.int64))] * len(vectors)
-        scores = np.concatenate([s for s, _ in found], axis=1)
-        rows = np.concatenate([r for _, r in found], axis=1)
+        scores, rows = found[0] if len(found) == 1 else [np.concatenate(p, axis=1) for p in zip(*found, strict=True)]
         # Six digits: the last ones of float32 depend on how many queries were multiplied at once.
         exact = np.round(scores.astype(np.float64), 6)
         best = []
         for s, r in zip(exact, rows, strict=True):
-            keep = np.isfinite(s)
-            s, r = fusion.ordered(s[keep], r[keep])
+            if len(self.dead):
+                keep = np.isfinite(s)
+                s, r = s[keep], r[keep]
+            s, r = fusion.ordered(s, r)
             best.append((s[:k], r[:k]))
         return best
 
