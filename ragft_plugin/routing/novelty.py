@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.types import FloatArray
 
-LANDMARKS = 512
+LANDMARKS = 128
 QUANTILE = 0.005
 MIN_ROWS = 100  # with fewer, what is unusual is not known
 

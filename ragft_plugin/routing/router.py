@@ -333,29 +333,66 @@ class Router:
             following = featurizer.stages[level + 1]
             wish = Gather(following, {"draft": self.draft_arm, "agreement": self.agreement_arm}.get(following))
         arms = self._arms
-        shown = np.where(np.isfinite(net), net, -1.0).tolist()
+        shown = np.where(np.isfinite(net), net, -1.0)
+        others = shown.copy()
+        others[rows, pick] = -np.inf
+        second = others.argmax(axis=1)
+        ids = os.urandom(16 * n).hex()
+        # One line serves all queries that are held back for the same reason.
+        closed = self._held(setting, learnt)
+        strange = f"unlike all queries learnt from; the safe arm {arms[setting.safe]} answers"
         out: list[Decision | Gather] = []
-        for i, (best, p, dist_i, sure) in enumerate(
-            zip(pick.tolist(), shown, dist.tolist(), confidence.tolist(), strict=True)
+        for i, (go, best, other, p, chance, sure, odd) in enumerate(
+            zip(
+                more.tolist(),
+                pick.tolist(),
+                second.tolist(),
+                shown.tolist(),
+                dist.tolist(),
+                confidence.tolist(),
+                unfamiliar.tolist(),
+                strict=True,
+            )
         ):
-            if more[i] and wish is not None:
+            if go and wish is not None:
                 out.append(wish)
                 continue
+            reasons: tuple[str, ...]
+            if closed is not None or odd:
+                reasons = ((closed or strange) if self.demoted or not odd else strange,)
+            elif best == other:
+                reasons = (f"{arms[best]} is the only arm",)
+            else:
+                reasons = (f"{arms[best]} {p[best]:.3f} net of cost, {arms[other]} {p[other]:.3f}",)
+            if stale and stale[i]:
+                reasons = (*(f"{arms[a]} is stale: {why}" for a, why in stale[i].items()), *reasons)
+            if chance[best] < 0.5:
+                reasons = (*reasons, f"explored with probability {chance[best]:.3f}")
             out.append(
                 Decision(
-                    id=uuid4().hex,
-                    arm=arms[best],
-                    propensities=dict(zip(arms, dist_i, strict=True)),
-                    values=dict(zip(arms, p, strict=True)),
-                    confidence=sure,
-                    stage=stage,
-                    reasons=self._reasons(
-                        best, p, setting, learnt, bool(unfamiliar[i]), stale[i] if stale else {}, dist_i[best]
-                    ),
-                    router_version=self.version,
+                    ids[32 * i : 32 * i + 32],
+                    arms[best],
+                    dict(zip(arms, chance, strict=True)),
+                    dict(zip(arms, p, strict=True)),
+                    sure,
+                    stage,
+                    1.0,
+                    reasons,
+                    False,
+                    None,
+                    self.version,
                 )
             )
         return out
+
+    def _held(self, setting: Setting, learnt: bool) -> str | None:
+        """Why no query is decided by what was learnt, or None."""
+        safe = self._arms[setting.safe]
+        if self.demoted is not None:
+            return f"{self.demoted}; the safe arm {safe} answers"
+        if learnt:
+            return None
+        return f"gate closed: routing gains {setting.gain:+.4f} over always {safe}, lower bound {setting.lower:+.4f}"
 
     def _distribution(
         self,
@@ -370,36 +407,6 @@ class Router:
             dist[np.arange(len(pick)), pick] = 1.0
             return dist
         return POLICIES[name](values, amount)
-
-    def _reasons(
-        self,
-        best: int,
-        net: Sequence[float],
-        setting: Setting,
-        learnt: bool,
-        unfamiliar: bool,
-        stale: Mapping[int, str],
-        propensity: float,
-    ) -> tuple[str, ...]:
-        arms = self._arms
-        reasons = [f"{arms[a]} is stale: {why}" for a, why in stale.items()]
-        if self.demoted is not None:
-            reasons.append(f"{self.demoted}; the safe arm {arms[setting.safe]} answers")
-        elif unfamiliar:
-            reasons.append(f"unlike all queries learnt from; the safe arm {arms[setting.safe]} answers")
-        elif not learnt:
-            reasons.append(
-                f"gate closed: routing gains {setting.gain:+.4f} over always {arms[setting.safe]}, "
-                f"lower bound {setting.lower:+.4f}"
-            )
-        else:
-            others = [(v, a) for a, v in enumerate(net) if a != best]
-            if others:
-                second = max(others, key=lambda pair: pair[0])
-                reasons.append(f"{arms[best]} {net[best]:.3f} net of cost, {arms[second[1]]} {second[0]:.3f}")
-        if propensity < 0.5:
-            reasons.append(f"explored with probability {propensity:.3f}")
-        return tuple(reasons)
 
     def _decide_cold(
         self, evidence: Evidence, explore: tuple[str, float, np.random.Generator | None], final: bool

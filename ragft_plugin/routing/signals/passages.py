@@ -71,10 +71,12 @@ def retrievers_agree(reading: Reading) -> dict[str, float]:
             tops.setdefault(str(name), i)
     if len(tops) >= 2:
         a, b = list(tops.values())[:2]
+        vectors = reading.passage_vectors
+        near = reading.similarity(vectors[a], vectors[b]) if max(a, b) < len(vectors) else float("nan")
         same = passages[a].id == passages[b].id or passages[a].text == passages[b].text
         return {
             "p_agree": float(same),
-            "p_agree_close": reading.similarity(reading.passage_vectors[a], reading.passage_vectors[b]),
+            "p_agree_close": near,
         }
     if passages:
         ranks = [passages[0].metadata.get(key) for key in ("dense_rank", "lexical_rank")]

@@ -14,6 +14,7 @@ from ragft_plugin.types import Answer, Evidence
 _ANSWER = re.compile(
     r"""(?:answer(?:[ _]choice)?["']?(?:\s*(?:is\b|:|=))+|\#\#\#\#|final[ ]answer)\s*["'(]*\s*(.+)""", re.I | re.S
 )
+WEIGHED = 3  # passages compared by weighed vectors; those below are rarely read and cost as much to compare
 _QUESTION_KEYS = ("words", "word_set", "query_vector", "_rarest")
 _PASSAGE_KEYS = ("passage_words", "passage_sets", "passage_vectors")
 _CLOSING = " \t\r\n\"'.}])"
@@ -123,8 +124,8 @@ class Reading:
 
     @cached_property
     def passage_vectors(self) -> list[Sparse]:
-        """TF-IDF vector of each passage."""
-        return [self._vector(w) for w in self.passage_words]
+        """TF-IDF vector of each of the first passages."""
+        return [self._vector(w) for w in self.passage_words[:WEIGHED]]
 
     @cached_property
     def draft_vector(self) -> Sparse:
