@@ -20,6 +20,7 @@ from ragft_plugin.routing import Router
 from ragft_plugin.types import Generator
 
 if TYPE_CHECKING:
+    from ragft_plugin.evaluation.decision_log import DecisionLog
     from ragft_plugin.lora import LoraModel
     from ragft_plugin.retrieval import KnowledgeBase
 
@@ -132,6 +133,17 @@ class Project:
         names = self.config.arm_names()
         return Router.cold(names, retrieves={name: parse_arm(name).retrieves for name in names})
 
+    def log(self) -> DecisionLog | None:
+        """The decision log, if one is configured: a file beside the settings, or an SQLAlchemy URL."""
+        if self.config.log is None:
+            return None
+        from ragft_plugin.evaluation.decision_log import DecisionLog
+
+        place = self.config.log if "://" in self.config.log else self.config.path(self.config.log)
+        log = DecisionLog(place, texts=True)
+        self._stack.callback(log.close)
+        return log
+
     def pipeline(self, *, router: Router | None = None, **settings: Any) -> Pipeline:
         """The pipeline over all arms.
 
@@ -139,5 +151,9 @@ class Project:
             router: instead of the configured one.
             **settings: for ``Pipeline``, over the configured ones.
         """
-        defaults: Mapping[str, Any] = {"k": self.config.k, "retrieval_cost": self.config.costs.retrieval}
+        defaults: Mapping[str, Any] = {
+            "k": self.config.k,
+            "retrieval_cost": self.config.costs.retrieval,
+            "log": self.log(),
+        }
         return Pipeline(self.arms(), router or self.router(), **{**defaults, **settings})

@@ -54,8 +54,17 @@ class Router(Protocol):
 class DecisionSink(Protocol):
     """Where decisions are written down (``ragft_plugin.evaluation.DecisionLog`` is one)."""
 
-    def append(self, decision: Decision, *, query: str, cost: float, passage_ids: Sequence[str] = ()) -> None:
-        """Record one decision."""
+    def append(
+        self,
+        decision: Decision,
+        *,
+        query: str,
+        cost: float,
+        passage_ids: Sequence[str] = (),
+        evidence: Evidence | None = None,
+        arm_costs: Mapping[str, float] | None = None,
+    ) -> None:
+        """Record one decision, what it was made on, and the price of every arm."""
         ...
 
 
@@ -364,7 +373,10 @@ class Pipeline:
         if not reads:
             cost += gathered
         ids = [passage.id for passage in evidence.passages or ()]
-        self.log.append(item.decision, query=evidence.query, cost=cost, passage_ids=ids)
+        prices = {name: arm.cost for name, arm in self.arms.items()}
+        self.log.append(
+            item.decision, query=evidence.query, cost=cost, passage_ids=ids, evidence=evidence, arm_costs=prices
+        )
 
     def _arm(self, name: str) -> Arm:
         try:

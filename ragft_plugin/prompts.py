@@ -30,8 +30,14 @@ def check_question(question: str) -> str:
     """Return the question stripped of surrounding space.
 
     Raises:
-        DataError: if it is empty or longer than ``MAX_QUESTION_CHARACTERS``.
+        DataError: if it is empty, not valid Unicode, or longer than ``MAX_QUESTION_CHARACTERS``.
     """
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the question is not valid Unicode (character {error.start}: {error.reason}); decode it as UTF-8 first"
+        ) from error
     stripped = question.strip()
     if not stripped:
         raise DataError("the question is empty; pass at least one word")

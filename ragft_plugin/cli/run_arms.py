@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -27,6 +28,8 @@ def command(questions: Path, config_path: Path, scorer: str, out: Path, only: tu
 
     config = load_config(config_path)
     asked = read_questions(questions)
+    if ":" in scorer:
+        sys.path.insert(0, str(Path.cwd()))  # the user named a module of their own
     score = load_scorer(scorer)
     for name in only:
         if name not in config.arm_names():

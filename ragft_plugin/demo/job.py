@@ -6,6 +6,7 @@ works on it afterwards. Each step writes its result whole or not at all.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -31,7 +32,7 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 SETTINGS = """\
 # The demo's project. Paths are relative to this file.
 version: 1
-base: pocket
+base: {base}
 knowledge_base: knowledge_base
 encoder: hashing
 adapters:
@@ -190,9 +191,10 @@ def _settings(folder: Path, *, retrain: bool, progress: Progress) -> Config:
         from ragft_plugin.demo.retrain import retrain_adapters
 
         adapters = retrain_adapters(folder / "adapters", progress)
-    text = SETTINGS.format(**{name: path.absolute().as_posix() for name, path in adapters.items()})
+    paths = {"base": BASE, **adapters}
+    text = SETTINGS.format(**{name: json.dumps(path.absolute().as_posix()) for name, path in paths.items()})
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
-    return read_config(folder).model_copy(update={"base": str(BASE)})
+    return read_config(folder)
 
 
 def _evaluate(

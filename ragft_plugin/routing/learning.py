@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragft_plugin.errors import ConfigError, DataError
-from ragft_plugin.evaluation.outcomes import Outcome, Outcomes
+from ragft_plugin.evaluation.outcomes import Outcome, Outcomes, reads_passages
 from ragft_plugin.routing.costs import Costs, costs_of
 from ragft_plugin.routing.features import Featurizer
 from ragft_plugin.routing.plan import Plan, learn_plan
@@ -59,8 +59,9 @@ def usable_stages(
 ) -> tuple[tuple[Stage, ...], str | None, str | None]:
     """Stages that every row of the log has evidence for, and the arms that draft.
 
-    The draft is that of the arm the log names (``drafts``), or of the cheapest with an answer text; the second
-    answer is that of the cheapest other arm.
+    The draft is that of the cheapest arm the log names (``drafts``), or of the cheapest with an answer text; of
+    equally cheap ones, the one that earned most. The second answer is that of the cheapest arm which reads
+    passages if the draft's does not, and the other way round; of any other arm if there is none.
 
     Raises:
         ConfigError: for a stage or arm there is not.
@@ -79,12 +80,22 @@ def usable_stages(
     stages: list[Stage] = ["question"]
     if "passages" in allowed and outcomes.has_passages:
         stages.append("passages")
-    drafters = sorted(outcomes.draft_arms or outcomes.text_arms, key=price.__getitem__)
+    # An accepted draft is the answer: of the cheapest arms, the one that is most often right drafts.
+    earned = dict(zip(outcomes.arms, np.nan_to_num(np.nanmean(outcomes.reward, axis=0)), strict=True))
+
+    def order(arm: str) -> tuple[float, float]:
+        return price[arm], -earned[arm]
+
+    drafters = sorted(outcomes.draft_arms or outcomes.text_arms, key=order)
     draft_arm = draft_arm or next(iter(drafters), None)
     if "draft" not in allowed or draft_arm is None:
         return tuple(stages), None, None
     stages.append("draft")
-    others = sorted((a for a in outcomes.text_arms if a != draft_arm), key=price.__getitem__)
+    # Two answers that agree tell most where they come from different sources: one from memory, one from passages.
+    reads = reads_passages(draft_arm)
+    others = sorted(
+        (a for a in outcomes.text_arms if a != draft_arm), key=lambda a: (reads_passages(a) == reads, *order(a))
+    )
     agreement_arm = agreement_arm or next(iter(others), None)
     if "agreement" not in allowed or agreement_arm is None:
         return tuple(stages), draft_arm, None

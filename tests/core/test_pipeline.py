@@ -157,7 +157,9 @@ def test_every_decision_is_logged_once_with_its_cost():
         def __init__(self):
             self.rows = []
 
-        def append(self, decision, *, query, cost, passage_ids=()):
+        def append(self, decision, *, query, cost, passage_ids=(), evidence=None, arm_costs=None):
+            assert evidence.query == query
+            assert arm_costs == {"base": 0.0, "rag": 1.0}
             self.rows.append((decision.arm, query, cost, list(passage_ids)))
 
     log = Log()
@@ -175,10 +177,10 @@ def test_every_decision_is_logged_once_with_its_cost():
     ]
 
 
-@pytest.mark.parametrize("query", ["", "   \n", "x" * 100_000])
+@pytest.mark.parametrize("query", ["", "   \n", "x" * 100_000, "half a character: \ud800"])
 def test_an_empty_or_huge_question_is_refused_with_the_cure(query):
     pipeline, *_ = build()
-    with pytest.raises(DataError, match=r"empty; pass|100,000 characters"):
+    with pytest.raises(DataError, match=r"empty; pass|100,000 characters|not valid Unicode"):
         pipeline.answer(query)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ragft_plugin.routing.signals.reading import Reading
 from ragft_plugin.routing.signals.registry import signal
@@ -88,3 +89,32 @@ def retrievers_agree(reading: Reading) -> dict[str, float]:
     if len(passages) >= 2:
         return {"p_agree_close": reading.similarity(reading.passage_vectors[0], reading.passage_vectors[1])}
     return {}
+
+
+# A capital or a digit inside a sentence marks what a question is about: a name, a number, a product code.
+_NAME = re.compile(r"\b(?:[A-Z][\w-]*|\w*\d[\w-]*)")
+
+
+@signal(stage="passages")
+def names(reading: Reading) -> dict[str, float]:
+    """Share of the names and numbers in the question that the passages contain.
+
+    The first word of a sentence counts only where a passage contains it, since a capital there says nothing.
+    Words that were never seen in training have no weight of their own; a name is known by its shape.
+    """
+    passages = reading.evidence.passages or ()
+    texts = [frozenset(_NAME.findall(passage.text)) for passage in passages]
+    union = frozenset().union(*texts)
+    found: list[str] = []
+    for match in _NAME.finditer(reading.evidence.query):
+        before = reading.evidence.query[: match.start()].rstrip()
+        first = not before or before[-1] in ".!?:"
+        if not first or match.group() in union:
+            found.append(match.group())
+    if not found:
+        return {"p_names": 0.0, "p_names_top": 0.0, "p_names_all": 0.0}
+    return {
+        "p_names": 1.0,
+        "p_names_top": sum(name in texts[0] for name in found) / len(found) if texts else 0.0,
+        "p_names_all": sum(name in union for name in found) / len(found),
+    }
