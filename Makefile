@@ -30,8 +30,8 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo]' -c constraints.txt \
 	&& echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp
-	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo,langchain,llama-index]' \
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-test.txt
+	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo,documents,embedded,agents,llama-index,community]' \
 	-r requirements-test.txt -c constraints.txt && echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
 
 $(VENV)/check.stamp: $(VENV)/test.stamp requirements-lint.txt
