@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.decision_record import answer_to_dict
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.prompts import check_question
 from ragft_plugin.routing import Router
-from ragft_plugin.types import Answer
 
 
 @click.command("ask")
@@ -39,7 +38,7 @@ def command(
         pipeline = project.pipeline(router=Router.cold([arm]) if arm else None)
         answer = pipeline.answer(question, arm=arm, k=k, cost_weight=weight)
     if as_json:
-        print_json(as_record(answer))
+        print_json(answer_to_dict(answer))
         return
     click.echo(answer.text)
     decision = answer.decision
@@ -50,28 +49,3 @@ def command(
     for i, passage in enumerate(answer.passages, 1):
         source = passage.metadata.get("source", passage.id)
         click.echo(f"  [{i}] {source} ({passage.score:.3f}) {' '.join(passage.text.split())[:160]}", err=True)
-
-
-def as_record(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON."""
-    decision = answer.decision
-    assert decision is not None
-    return {
-        "answer": answer.text,
-        "arm": answer.arm,
-        "seconds": round(answer.seconds, 3),
-        "passages": [
-            {"id": p.id, "text": p.text, "score": p.score, "metadata": dict(p.metadata)} for p in answer.passages
-        ],
-        "decision": {
-            "id": decision.id,
-            "arm": decision.arm,
-            "confidence": decision.confidence,
-            "stage": decision.stage,
-            "values": dict(decision.values),
-            "propensities": dict(decision.propensities),
-            "reasons": list(decision.reasons),
-            "forced": decision.forced,
-            "fallback": decision.fallback,
-        },
-    }
