@@ -14,10 +14,7 @@ moment: what was committed is there, what was not is not.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,27 +26,23 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import ConfigError, DataError, StoreError
-from ragft_plugin.retrieval import filters
+from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Kind
+from ragft_plugin.retrieval.binding import BoundEncoder
 from ragft_plugin.retrieval.bm25 import analyzer
 from ragft_plugin.retrieval.catalogue import Catalogue
-from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder, restored_encoder
+from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder
+from ragft_plugin.retrieval.inspection import describe, find_damage
+from ragft_plugin.retrieval.layout import DATABASE, LOCK, SEGMENTS, check_folder, is_knowledge_base, make_folder
 from ragft_plugin.retrieval.lexical import LexicalIndex
 from ragft_plugin.retrieval.lock import WriterLock
 from ragft_plugin.retrieval.records import Record, Settings
-from ragft_plugin.retrieval.segments import SegmentMissing, open_segment, sync_folder
+from ragft_plugin.retrieval.searching import KB_KEY, Searching
 from ragft_plugin.retrieval.snapshots import Snapshots
-from ragft_plugin.retrieval.view import MODES, Hit, Mode, StaleView, View
+from ragft_plugin.retrieval.sources import exchange, records_of
+from ragft_plugin.retrieval.view import Mode
 from ragft_plugin.retrieval.writing import Changes, Writer
 from ragft_plugin.types import Encoder, Filter, Passage
-
-logger = logging.getLogger(__name__)
-
-KB_KEY = "kb"
-_DATABASE, _SEGMENTS, _LOCK = "knowledge.db", "segments", "write.lock"
-_MERGE_LIMIT = 65_536  # rows; larger segments are merged by compact() only
-_PATIENCE = 2.0  # seconds for another process to finish writing before BM25 is built in memory
 
 
 class KnowledgeBase:
@@ -71,30 +64,30 @@ class KnowledgeBase:
         self._path = path
         self._writable = os.access(path, os.W_OK)
         self._read_only = read_only or not self._writable
-        self._catalogue = Catalogue(path / _DATABASE, read_only=self._read_only)
-        self._settings = self._catalogue.settings()
-        self._encoder = self._bound(encoder)
-        required = self._settings.require_filter
-        self._require_filter = required if require_filter is None else required or require_filter
-        self._lexical = LexicalIndex(path, self._settings.language)
-        self._lock = WriterLock(path / _LOCK)
+        self._catalogue = Catalogue(path / DATABASE, read_only=self._read_only)
+        settings = self._catalogue.settings()
+        self._bound = BoundEncoder(path, settings.fingerprint, encoder)
+        self._lexical = LexicalIndex(path, settings.language)
+        self._lock = WriterLock(path / LOCK)
         self._writing = threading.RLock()
-        self._passages: dict[int, Passage] = {}
         self._snapshots = Snapshots(
-            path / _SEGMENTS,
+            path / SEGMENTS,
             self._catalogue,
             self._lexical,
-            None if self._read_only else path / _LOCK,
+            None if self._read_only else path / LOCK,
             self._writing,
         )
+        self._searching = Searching(
+            path, self._catalogue, self._snapshots, require_filter=settings.require_filter or bool(require_filter)
+        )
         self._writer = Writer(
-            path / _SEGMENTS,
+            path / SEGMENTS,
             self._catalogue,
             self._lexical,
             self._snapshots,
             self._lock,
-            self._needed_encoder,
-            self._settings.fingerprint,
+            self._bound.needed,
+            settings.fingerprint,
         )
 
     @classmethod
@@ -121,30 +114,12 @@ class KnowledgeBase:
         folder = Path(path)
         chosen = named_encoder(encoder) if isinstance(encoder, str) else encoder
         analyzer(language)
-        if (folder / _DATABASE).exists():
-            raise StoreError(f"{folder} is a knowledge base already; open it with KnowledgeBase.open")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(f"{folder} is not empty; give a new or an empty directory")
         settings = Settings(
             fingerprint=chosen.fingerprint if chosen is not None else "",
             require_filter=require_filter,
             language=language,
         )
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # Made beside and renamed: there is a whole knowledge base or none.
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                (temporary / _SEGMENTS).mkdir()
-                Catalogue.create(temporary / _DATABASE, settings)
-                temporary.chmod(0o755)
-                os.replace(temporary, folder)
-                sync_folder(folder.parent)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+        make_folder(folder, settings)
         return cls(folder, chosen, read_only=False, require_filter=None)
 
     @classmethod
@@ -168,18 +143,14 @@ class KnowledgeBase:
             StoreError: no knowledge base there, damaged (names the file), of another encoder or format.
         """
         folder = Path(path)
-        if not (folder / _DATABASE).is_file():
-            raise StoreError(f"{folder} is no knowledge base; make one with KnowledgeBase.create")
-        for name in (_DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", _SEGMENTS):
-            if (folder / name).is_symlink():
-                raise StoreError(f"{folder / name} is a link; a knowledge base holds none")
+        check_folder(folder)
         chosen = named_encoder(encoder) if isinstance(encoder, str) else encoder
         return cls(folder, chosen, read_only=read_only, require_filter=require_filter)
 
     @staticmethod
     def exists(path: str | Path) -> bool:
         """Say whether there is a knowledge base in a directory."""
-        return (Path(path) / _DATABASE).is_file()
+        return is_knowledge_base(Path(path))
 
     def close(self) -> None:
         """Let go of all files and of the writer's lock. A closed knowledge base cannot be used."""
@@ -210,7 +181,7 @@ class KnowledgeBase:
     @property
     def encoder(self) -> Encoder | None:
         """The encoder, None for BM25 only or where one of your own was not given."""
-        return self._encoder
+        return self._bound.encoder
 
     @property
     def version(self) -> int:
@@ -220,7 +191,7 @@ class KnowledgeBase:
     @property
     def fingerprint(self) -> str:
         """Encoder and content: equal passages and encoder, equal fingerprint, however they came there."""
-        return f"{self._settings.fingerprint or 'bm25'}@{self._snapshots.current().state.digest[:16]}"
+        return f"{self._bound.fingerprint or 'bm25'}@{self._snapshots.current().state.digest[:16]}"
 
     def add(self, passages: Sequence[Passage]) -> Changes:
         """Add passages; one whose id is there already replaces it, one that has not changed is skipped.
@@ -264,25 +235,10 @@ class KnowledgeBase:
         Raises:
             DataError: an id stands in two sources.
         """
-        records: dict[str, Record] = {}
-        for source, (passages, _) in sources.items():
-            for record in map(Record.of, map(_plain, passages)):
-                if record.source != source:
-                    raise ConfigError(f"passage {record.id!r} has the source {record.source!r}, expected {source!r}")
-                first = records.setdefault(record.id, record).source
-                if first != source:
-                    raise _id_twice(record.id, first, source)
-                records[record.id] = record
+        records = records_of({source: [_plain(p) for p in passages] for source, (passages, _) in sources.items()})
         with self._changing() as writer:
-            before = {id: found for source in sources for id, found in self._catalogue.rows_of_source(source).items()}
-            live = self._catalogue.live(list(records))
-            for passage in self._catalogue.passages(
-                [live[id][0] for id in records if id in live and id not in before]
-            ).values():
-                raise _id_twice(passage.id, passage.metadata.get("source"), str(records[passage.id].source))
-            gone = {row: hash for id, (row, hash) in before.items() if id not in records}
             digests = {source: digest for source, (_, digest) in sources.items()}
-            return writer.replace(records, live, gone, digests)
+            return exchange(writer, self._catalogue, records, digests)
 
     def source_sizes(self) -> dict[str, int]:
         """Return {source: number of passages}."""
@@ -333,19 +289,16 @@ class KnowledgeBase:
             ConfigError: bad filter, mode or k; no filter although this knowledge base requires one.
             StoreError: damaged; or no encoder for a mode that needs one.
         """
-        texts = self._checked(queries, k, filter)
-        chosen: Mode = mode or ("hybrid" if self._settings.fingerprint else "bm25")
-        if chosen not in _SEARCHABLE:
-            raise ConfigError(f"unknown mode {chosen!r}; known: {', '.join(MODES)}")
-        asked = [i for i, text in enumerate(texts) if text.strip()]
-        results: list[list[Passage]] = [[] for _ in texts]
+        chosen: Mode = mode or ("hybrid" if self._bound.fingerprint else "bm25")
+        self._searching.check(queries, k, filter, chosen)
+        results: list[list[Passage]] = [[] for _ in queries]
+        asked = [i for i, text in enumerate(queries) if text.strip()]
         view = self._snapshots.current()
         if not asked or not k or not view.state.live:
             return results
-        encoded = None
-        if chosen != "bm25":
-            encoded = self._query_vectors([texts[i] for i in asked], vectors, asked, view.state.dim)
-        found = self._search(view, chosen, [texts[i] for i in asked], encoded, k, filter, threshold)
+        texts = [queries[i] for i in asked]
+        encoded = None if chosen == "bm25" else self._bound.query_vectors(texts, vectors, asked, view.state.dim)
+        found = self._searching.search(view, chosen, texts, encoded, k, filter, threshold)
         for i, passages in zip(asked, found, strict=True):
             results[i] = passages
         return results
@@ -358,7 +311,7 @@ class KnowledgeBase:
 
     def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of queries, shape (n, dim), for ``retrieve(..., vectors=...)``."""
-        return checked_vectors(self._needed_encoder(), queries, self._snapshots.current().state.dim or None)
+        return checked_vectors(self._bound.needed(), queries, self._snapshots.current().state.dim or None)
 
     def compact(self, *, index: Kind | Literal["auto"] = "auto") -> Changes:
         """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change.
@@ -372,101 +325,11 @@ class KnowledgeBase:
 
     def stats(self) -> dict[str, Any]:
         """Return counts, sizes in bytes, and how it is indexed."""
-        view = self._snapshots.current()
-        size = sum(path.stat().st_size for path in self._path.rglob("*") if path.is_file())
-        return {
-            "passages": view.state.live,
-            "removed": len(view.dead),
-            "segments": len(view.segments),
-            "dim": view.state.dim,
-            "encoder": self._settings.fingerprint,
-            "indexes": [
-                {"kind": "flat", "passages": len(s), "recall@10": 1.0, "bytes": 0}
-                if s.approximate is None
-                else {
-                    "kind": s.approximate.kind,
-                    "passages": len(s),
-                    "recall@10": s.approximate.recall,
-                    "bytes": s.approximate.size,
-                }
-                for s in view.segments
-            ],
-            "version": view.state.version,
-            "bytes_on_disk": size,
-            "bytes_of_vectors": sum(segment.vectors.nbytes for segment in view.segments),
-        }
+        return describe(self._path, self._bound.fingerprint, self._snapshots.current())
 
     def verify(self) -> list[str]:
         """Check every byte; return what is wrong, file by file (nothing: an empty list)."""
-        with self._catalogue.errors():
-            problems = self._catalogue.problems()
-        with self._catalogue.snapshot() as (_, records, _removed):
-            pass
-        for record in records:
-            try:
-                open_segment(self._path / _SEGMENTS, record)
-            except SegmentMissing as error:
-                problems.append(f"{error} is missing")
-            except StoreError as error:
-                problems.append(str(error))
-        return problems + [f"{path} is damaged; it is derived and will be rebuilt" for path in self._lexical.damaged()]
-
-    def _search(
-        self,
-        view: View,
-        mode: Mode,
-        texts: list[str],
-        vectors: NDArray[np.float32] | None,
-        k: int,
-        filter: Filter | None,
-        threshold: float | None,
-    ) -> list[list[Passage]]:
-        for _ in range(5):
-            try:
-                hits = view.search(mode, texts, vectors, k, filter)
-                if threshold is not None:
-                    hits = [[hit for hit in found if hit.score >= threshold] for found in hits]
-                return self._fetched(view, hits)
-            except StaleView:
-                view = self._snapshots.renewed(afresh=True)
-        raise StoreError(f"{self._path}: rows are missing from {_DATABASE}; it is damaged. Index the documents again")
-
-    def _fetched(self, view: View, hits: list[list[Hit]]) -> list[list[Passage]]:
-        cache = self._passages
-        rows = {hit.row for found in hits for hit in found}
-        known = {row: passage for row in rows if (passage := cache.get(row)) is not None}
-        missing = [row for row in rows if row not in known]
-        if missing:
-            fresh = self._catalogue.passages(missing)
-            if len(fresh) < len(missing):
-                raise StaleView
-            if len(cache) > _CACHED:
-                cache.clear()
-            cache.update(fresh)
-            known |= fresh
-        version = view.state.version
-        return [[_hit_passage(known[hit.row], hit, version) for hit in found] for found in hits]
-
-    def _checked(self, queries: Sequence[str], k: int, filter: Filter | None) -> list[str]:
-        if isinstance(queries, str):
-            raise ConfigError("queries must be a list of texts, got one text; write [query]")
-        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 0:
-            raise ConfigError(f"k must be a number of passages, 0 or more; got {k!r}")
-        if filter is not None:
-            filters.check(filter)
-        if self._require_filter and not filter:
-            raise ConfigError(f"{self._path} requires a filter for every retrieval, and none was given")
-        return list(queries)
-
-    def _query_vectors(
-        self, texts: list[str], vectors: NDArray[Any] | None, asked: list[int], dim: int
-    ) -> NDArray[np.float32]:
-        if vectors is None:
-            return checked_vectors(self._needed_encoder(), texts, dim)
-        given = np.asarray(vectors, dtype=np.float32)
-        if given.ndim != 2 or given.shape[1] != dim or len(given) <= max(asked) or not np.isfinite(given).all():
-            raise ConfigError(f"vectors must be finite, of shape (queries, {dim}); got {given.shape}")
-        return np.ascontiguousarray(given[asked])
+        return find_damage(self._path / SEGMENTS, self._catalogue, self._lexical)
 
     @contextmanager
     def _changing(self) -> Iterator[Writer]:
@@ -479,43 +342,9 @@ class KnowledgeBase:
             self._writer.start()
             yield self._writer
 
-    def _needed_encoder(self) -> Encoder:
-        if self._encoder is not None:
-            return self._encoder
-        if not self._settings.fingerprint:
-            raise StoreError(f"{self._path} was created without an encoder; use mode='bm25'")
-        raise StoreError(
-            f"{self._path} was made with the encoder {self._settings.fingerprint}; "
-            "give it: KnowledgeBase.open(path, encoder=...)"
-        )
-
-    def _bound(self, encoder: Encoder | None) -> Encoder | None:
-        wanted = self._settings.fingerprint
-        if encoder is None:
-            return restored_encoder(wanted)
-        if encoder.fingerprint != wanted:
-            raise StoreError(
-                f"{self._path} holds vectors of {wanted or 'no encoder'}, not of {encoder.fingerprint}; "
-                "open it with that one, or create a new knowledge base"
-            )
-        return encoder
-
-
-_SEARCHABLE = frozenset(MODES)
-_CACHED = 10_000  # passages kept in memory
-
 
 def _plain(passage: Passage) -> Passage:
     """Drop what retrieval has put into the metadata."""
     if KB_KEY not in passage.metadata:
         return passage
     return replace(passage, metadata={k: v for k, v in passage.metadata.items() if k != KB_KEY})
-
-
-def _id_twice(id: str, first: object, second: str) -> DataError:
-    return DataError(f"the id {id!r} stands in {first!r} and in {second!r}; ids must differ between sources")
-
-
-def _hit_passage(passage: Passage, hit: Hit, version: int) -> Passage:
-    metadata = {**passage.metadata, KB_KEY: {"version": version, **hit.parts}}
-    return Passage(passage.id, passage.text, hit.score, metadata)

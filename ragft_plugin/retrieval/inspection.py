@@ -1,0 +1,56 @@
+"""Inspection: what a knowledge base consists of, and whether every byte of it is as it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.catalogue import Catalogue
+from ragft_plugin.retrieval.lexical import LexicalIndex
+from ragft_plugin.retrieval.segments import Segment, SegmentMissing, open_segment
+from ragft_plugin.retrieval.view import View
+
+
+def describe(path: Path, fingerprint: str, view: View) -> dict[str, Any]:
+    """Return counts, sizes in bytes, and how a view is indexed."""
+    return {
+        "passages": view.state.live,
+        "removed": len(view.dead),
+        "segments": len(view.segments),
+        "dim": view.state.dim,
+        "encoder": fingerprint,
+        "indexes": [_index(segment) for segment in view.segments],
+        "version": view.state.version,
+        "bytes_on_disk": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes_of_vectors": sum(segment.vectors.nbytes for segment in view.segments),
+    }
+
+
+def _index(segment: Segment) -> dict[str, Any]:
+    found = segment.approximate
+    if found is None:
+        return {"kind": "flat", "passages": len(segment), "recall@10": 1.0, "bytes": 0}
+    return {"kind": found.kind, "passages": len(segment), "recall@10": found.recall, "bytes": found.size}
+
+
+def find_damage(segments: Path, catalogue: Catalogue, lexical: LexicalIndex) -> list[str]:
+    """Check every byte; return what is wrong, file by file.
+
+    Args:
+        segments: folder of the segments.
+        catalogue: says what there should be.
+        lexical: BM25 on disk.
+    """
+    with catalogue.errors():
+        problems = catalogue.problems()
+    with catalogue.snapshot() as (_, records, _removed):
+        pass
+    for record in records:
+        try:
+            open_segment(segments, record)
+        except SegmentMissing as error:
+            problems.append(f"{error} is missing")
+        except StoreError as error:
+            problems.append(str(error))
+    return problems + [f"{path} is damaged; it is derived and will be rebuilt" for path in lexical.damaged()]

@@ -1,0 +1,59 @@
+"""The directory of a knowledge base: what lies where, how it is made, and what may not be in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.catalogue import Catalogue
+from ragft_plugin.retrieval.records import Settings
+from ragft_plugin.retrieval.segments import sync_folder
+
+DATABASE, SEGMENTS, LOCK = "knowledge.db", "segments", "write.lock"
+
+
+def make_folder(folder: Path, settings: Settings) -> None:
+    """Make an empty knowledge base in a directory that does not exist or is empty: a whole one or none.
+
+    Raises:
+        StoreError: there is something in the directory, or it cannot be written.
+    """
+    if (folder / DATABASE).exists():
+        raise StoreError(f"{folder} is a knowledge base already; open it with KnowledgeBase.open")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is not empty; give a new or an empty directory")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            (temporary / SEGMENTS).mkdir()
+            Catalogue.create(temporary / DATABASE, settings)
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)
+            sync_folder(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no knowledge base, and links, which in a stranger's directory could lead anywhere.
+
+    Raises:
+        StoreError: saying which.
+    """
+    if not is_knowledge_base(folder):
+        raise StoreError(f"{folder} is no knowledge base; make one with KnowledgeBase.create")
+    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", SEGMENTS):
+        if (folder / name).is_symlink():
+            raise StoreError(f"{folder / name} is a link; a knowledge base holds none")
+
+
+def is_knowledge_base(folder: Path) -> bool:
+    """Say whether there is a knowledge base in a directory."""
+    return (folder / DATABASE).is_file()
