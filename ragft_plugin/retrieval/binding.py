@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import ConfigError, StoreError
-from ragft_plugin.retrieval.encoders import checked_vectors, restored_encoder
+from ragft_plugin.errors import ConfigError, DataError, StoreError
+from ragft_plugin.retrieval.encoders import checked_vectors, restored_encoder, unit
 from ragft_plugin.types import Encoder
 
 
@@ -64,6 +64,34 @@ class BoundEncoder:
         if given is None:
             return checked_vectors(self.needed(), texts, dim)
         vectors = np.asarray(given, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != dim or len(vectors) <= asked[-1] or not np.isfinite(vectors).all():
-            raise ConfigError(f"vectors must be finite, of shape (queries, {dim}); got {vectors.shape}")
-        return np.ascontiguousarray(vectors if len(asked) == len(vectors) else vectors[asked])
+        if vectors.ndim != 2 or vectors.shape[1] != dim or len(vectors) <= asked[-1]:
+            raise ConfigError(f"vectors must be of shape (queries, {dim}); got {vectors.shape}")
+        if len(asked) < len(vectors):
+            vectors = vectors[asked]
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        if not np.isfinite(lengths).all():
+            raise ConfigError("vectors must be finite; got NaN, infinity, or numbers too large to square")
+        if np.abs(lengths - 1.0).max(initial=0.0) > 1e-6:
+            vectors = np.asarray(unit(vectors.astype(np.float64)), dtype=np.float32)
+        return np.ascontiguousarray(vectors)
+
+    def passage_vectors(self, ids: Sequence[str], given: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Return {id: unit vector} of passages whose vectors are known already; of equal ids the last one counts.
+
+        Args:
+            ids: of the passages.
+            given: shape (n, dim).
+
+        Raises:
+            StoreError: a knowledge base without vectors.
+            DataError: wrong shape, NaN or infinity.
+        """
+        if not self.fingerprint:
+            raise StoreError(f"{self._path} was created without an encoder and keeps no vectors")
+        vectors = np.asarray(given, dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.shape[1]:
+            raise DataError(f"vectors must be of shape ({len(ids)}, dim), one row per passage; got {vectors.shape}")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise DataError(f"the vector of passage {ids[int(np.argmin(finite))]!r} holds NaN or infinity")
+        return dict(zip(ids, np.asarray(unit(vectors.astype(np.float64)), dtype=np.float32), strict=True))

@@ -193,21 +193,24 @@ class KnowledgeBase:
         """Encoder and content: equal passages and encoder, equal fingerprint, however they came there."""
         return f"{self._bound.fingerprint or 'bm25'}@{self._snapshots.current().state.digest[:16]}"
 
-    def add(self, passages: Sequence[Passage]) -> Changes:
+    def add(self, passages: Sequence[Passage], *, vectors: NDArray[Any] | None = None) -> Changes:
         """Add passages; one whose id is there already replaces it, one that has not changed is skipped.
 
         All or nothing, and lasting when it returns. Of passages with the same id the last one counts.
 
         Args:
             passages: scores are ignored.
+            vectors: of the passages by this knowledge base's encoder, shape (n, dim), where they are known already;
+                scaled to length 1. None to encode the texts.
 
         Raises:
-            DataError: a passage without id, not Unicode, or with metadata that is not JSON.
+            DataError: a passage without id, not Unicode, or with metadata that is not JSON; vectors of a wrong shape.
             StoreError: read-only, locked by another writer, disk full; nothing has changed then.
         """
         records = {record.id: record for record in map(Record.of, map(_plain, passages))}
+        known = None if vectors is None else self._bound.passage_vectors([p.id for p in passages], vectors)
         with self._changing() as writer:
-            return writer.replace(records, self._catalogue.live(list(records)), {})
+            return writer.replace(records, self._catalogue.live(list(records)), {}, vectors=known)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages; ids that are not there are ignored. Returns how many were deleted."""

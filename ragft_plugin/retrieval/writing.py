@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import StoreError
+from ragft_plugin.errors import DataError, StoreError
 from ragft_plugin.retrieval.approximate import Kind, build, kind_for, save
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoders import checked_vectors
@@ -92,6 +92,7 @@ class Writer:
         live: Mapping[str, tuple[int, bytes]],
         gone: Mapping[int, bytes],
         sources: Mapping[str, str | None] | None = None,
+        vectors: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Changes:
         """Commit what differs.
 
@@ -100,6 +101,7 @@ class Writer:
             live: {id: (row, hash)} of those ids that are there.
             gone: {row: hash} of passages that shall go.
             sources: digests to remember, None to forget.
+            vectors: unit vectors by id, where they are known already; None to encode.
         """
         fresh = [r for r in records.values() if r.id not in live or live[r.id][1] != r.hash]
         updated = {live[r.id][0]: live[r.id][1] for r in fresh if r.id in live}
@@ -112,17 +114,17 @@ class Writer:
         )
         if not (fresh or gone or sources):
             return changes
-        vectors = self._encoded(fresh, updated)
+        encoded = self._encoded(fresh, updated) if vectors is None else self._looked_up(fresh, vectors)
         state = self._catalogue.state()
         come: list[SegmentRecord] = []
         go: list[str] = []
         if fresh:
             rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
-            go, block = self._absorbed(rows, vectors)
+            go, block = self._absorbed(rows, encoded)
             come = [self._written(*block, index="auto" if len(fresh) > _MERGE_LIMIT else "flat")]
         try:
             self._catalogue.commit(
-                fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=vectors.shape[1]
+                fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=encoded.shape[1]
             )
         except StoreError:
             remove_strangers(self._folder, {segment.name for segment in self._snapshots.last.segments})
@@ -214,6 +216,15 @@ class Writer:
         for at, found in parts.values():
             vectors[at] = found
         return vectors
+
+    def _looked_up(self, fresh: list[Record], vectors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        dim = self._catalogue.state().dim
+        if not fresh:
+            return np.empty((0, dim), np.float32)
+        found = np.stack([vectors[record.id] for record in fresh])
+        if dim and found.shape[1] != dim:
+            raise DataError(f"the vectors have {found.shape[1]} dimensions, those in {self._folder.parent} have {dim}")
+        return found
 
     def _finish(self) -> None:
         """The change is committed; bring what is derived from it up to date and show it."""

@@ -1,0 +1,148 @@
+"""The knowledge base at a million passages: recall, latency, opening, adding, memory.
+
+    python benchmarks/retrieval_scale.py build FOLDER [--passages 1000000]    (minutes of CPU, about 4 GB of memory)
+    python benchmarks/retrieval_scale.py measure FOLDER [--queries 1000] [--json FILE]
+
+Vectors are drawn from the seeded mixture of ``retrieval_speed``: 5,000 clusters in 384 dimensions, noise within a
+cluster spans 24 of them (the intrinsic dimension; what a maximum-likelihood estimate says of the sample is printed
+beside). Queries come from the same mixture with another seed. ``measure`` opens the folder in a fresh process with
+the files of the vectors dropped from the page cache where the system allows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from retrieval_speed import DIM, WORDS, Given, clustered, passages
+
+from ragft_plugin.retrieval import KnowledgeBase
+
+NOTHING = np.zeros((0, DIM), np.float32)
+
+
+def memory(field: str) -> float:
+    """Return a field of /proc/self/status in MB, NaN where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":")), float("nan"))
+
+
+def dimension(distances: np.ndarray) -> float:
+    """Return the maximum-likelihood intrinsic dimension (Levina & Bickel 2004) from sorted distances, shape (n, k)."""
+    logs = np.log(distances[:, -1:] / np.maximum(distances[:, :-1], 1e-12))
+    return float(1.0 / np.mean(logs.mean(axis=1)))
+
+
+def build(folder: Path, count: int, index: Any) -> None:
+    """Make the knowledge base."""
+    vectors = clustered(count + 2000, seed=1)
+    started = time.perf_counter()
+    with KnowledgeBase.create(folder / "kb", Given(NOTHING)) as kb:
+        for start in range(0, count, 50_000):
+            end = min(start + 50_000, count)
+            kb.add(passages(end - start, start), vectors=vectors[start:end])
+            print(f"{end} passages, {time.perf_counter() - started:.0f} s, {memory('VmHWM'):.0f} MB peak", flush=True)
+        added = time.perf_counter() - started
+        kb.compact(index=index)
+        noted = {"passages": count, "add s": added, "compact s": time.perf_counter() - started - added}
+        (folder / "build.json").write_text(json.dumps({**noted, "peak MB": memory("VmHWM"), **kb.stats()}, default=str))
+        print(json.dumps(kb.stats(), indent=1))
+
+
+def prepare(folder: Path, count: int, queries: int) -> None:
+    """Compute the true neighbours, exactly, and keep them."""
+    vectors, asked = clustered(count + 2000, seed=1), clustered(queries, seed=2)
+    scores, truth = faiss.knn(asked, vectors[:count], 20, metric=faiss.METRIC_INNER_PRODUCT)
+    estimate = dimension(np.sqrt(np.maximum(2.0 - 2.0 * scores, 0.0)))
+    np.savez(
+        folder / "truth.npz", asked=asked, truth=truth[:, :10], more=vectors[count : count + 2000], estimate=estimate
+    )
+
+
+def measure(folder: Path, results: dict[str, Any]) -> None:
+    """Open, search, add; print what it took."""
+    noted = json.loads((folder / "build.json").read_text())
+    kept = np.load(folder / "truth.npz")
+    asked, truth, count = kept["asked"], kept["truth"], noted["passages"]
+    results |= {"passages": count, "queries": len(asked), "intrinsic dimension, estimated": float(kept["estimate"])}
+    for path in (folder / "kb").rglob("*"):
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = memory("VmRSS")
+    started = time.perf_counter()
+    kb = KnowledgeBase.open(folder / "kb", encoder=Given(NOTHING))
+    results["cold open s"] = time.perf_counter() - started
+    with kb:
+        results["memory after opening MB"] = {k: memory(k) - before for k in ("VmRSS",)} | {"anon": memory("RssAnon")}
+        words = [f"{WORDS[q % 400]} {WORDS[q % 77]} {WORDS[q % 1999]}" for q in range(len(asked))]
+        started = time.perf_counter()
+        kb.retrieve(words[:1], 10, mode="dense", vectors=asked[:1])
+        results["first query ms"] = 1e3 * (time.perf_counter() - started)
+        for mode in ("dense", "bm25", "hybrid"):
+            taken, hits = [], 0
+            for word, vector, wanted in zip(words, asked, truth, strict=True):
+                started = time.perf_counter()
+                [found] = kb.retrieve([word], 10, mode=mode, vectors=vector[None])
+                taken.append(1e3 * (time.perf_counter() - started))
+                hits += len({p.metadata["n"] for p in found} & set(wanted.tolist()))
+            p50, p95 = np.quantile(taken, [0.5, 0.95])
+            results[mode] = {"p50 ms": p50, "p95 ms": p95}
+            if mode == "dense":
+                results[mode]["recall@10"] = hits / (10 * len(asked))
+        results["filter, first s"] = _timed(lambda: kb.retrieve(words[:1], 10, {"rare": True}, vectors=asked[:1]))
+        results["filter, again ms"] = 1e3 * _timed(
+            lambda: kb.retrieve(words[:1], 10, {"rare": True}, mode="dense", vectors=asked[:1])
+        )
+        results["memory while searching MB"] = {k: memory(k) for k in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
+        more = passages(2000, 10_000_000)
+        for name, part in (("first", slice(0, 1000)), ("second", slice(1000, 2000))):
+            ours, vectors = more[part], kept["more"][part]
+            results[f"add 1000, {name}, s"] = _timed(lambda ours=ours, vectors=vectors: kb.add(ours, vectors=vectors))
+        results["delete 1000 s"] = _timed(lambda: kb.delete([p.id for p in more[:1000]]))
+        [found] = kb.retrieve([""], 1, vectors=kept["more"][1000:1001]) or [[]]
+        kb.delete([p.id for p in more])
+        results["passages afterwards"] = len(kb)
+    print(json.dumps(results, indent=1, default=float))
+
+
+def _timed(run: Any) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Build or measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["build", "truth", "measure"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--passages", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--index", choices=["auto", "flat", "hnsw", "ivf"], default="auto")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.what == "build":
+        build(options.folder, options.passages, options.index)
+        prepare(options.folder, options.passages, options.queries)
+    elif options.what == "truth":
+        prepare(options.folder, options.passages, options.queries)
+    else:
+        results: dict[str, Any] = {}
+        measure(options.folder, results)
+        if options.json is not None:
+            options.json.write_text(json.dumps(results, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main()
