@@ -97,7 +97,7 @@ _NAME = re.compile(r"\b(?:[A-Z][\w-]*|\w*\d[\w-]*)")
 
 @signal(stage="passages")
 def names(reading: Reading) -> dict[str, float]:
-    """Share of the names and numbers in the question that the passages contain.
+    """Share of the names and numbers in the question that the passages contain; unknown if it has none.
 
     The first word of a sentence counts only where a passage contains it, since a capital there says nothing.
     Words that were never seen in training have no weight of their own; a name is known by its shape.
@@ -112,9 +112,8 @@ def names(reading: Reading) -> dict[str, float]:
         if not first or match.group() in union:
             found.append(match.group())
     if not found:
-        return {"p_names": 0.0, "p_names_top": 0.0, "p_names_all": 0.0}
+        return {}
     return {
-        "p_names": 1.0,
         "p_names_top": sum(name in texts[0] for name in found) / len(found) if texts else 0.0,
         "p_names_all": sum(name in union for name in found) / len(found),
     }
