@@ -24,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run-arms": ("run_arms", "Answer questions with every arm and score the answers."),
     "fit": ("fit", "Learn a router from outcomes, or cross-validate one."),
     "eval": ("eval", "Evaluate a router on outcomes it was not fitted on."),
+    "report": ("report", "Write a page that shows what a router earns, why, and what to do next."),
+    "suggest": ("suggest", "Write training rows for what only retrieval answers today."),
     "ask": ("ask", "Ask a question and see the decision."),
+    "doctor": ("doctor", "Check the installation, the project, and that its parts fit together."),
 }
 
 

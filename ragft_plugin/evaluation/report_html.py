@@ -40,17 +40,32 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 def render_html(report: Report) -> str:
     """The whole page."""
-    title = _text(report.title)
-    body = [f"<h1>{title}</h1>", _summary(report), _policies(report), _charts(report)]
-    if report.groups:
-        body.append(_groups(report))
+    body = [f"<h1>{text(report.title)}</h1>", *sections(report)]
     if report.mistakes:
         body.append(_mistakes(report))
+    return page(report.title, body)
+
+
+def sections(report: Report) -> list[str]:
+    """Headline figures, policies, charts and groups, as HTML."""
+    return [_summary(report), _policies(report), _charts(report), *([_groups(report)] if report.groups else [])]
+
+
+def page(title: str, body: Sequence[str], style: str = "") -> str:
+    """A page that loads nothing and runs nothing.
+
+    Args:
+        title: of the window, not yet escaped.
+        body: parts in HTML.
+        style: rules beside the common ones.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{text(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
     )
 
 
@@ -58,21 +73,21 @@ def _summary(report: Report) -> str:
     gain, share = report.gain, report.headroom
     lines = [
         f"{report.n:,} queries, cost weight {report.cost_weight:g}; intervals are 95 %, over queries.",
-        f"Gain over always {_text(report.best_arm)}: <strong>{gain.value:+.4f}</strong> "
+        f"Gain over always {text(report.best_arm)}: <strong>{gain.value:+.4f}</strong> "
         f"({gain.low:+.4f} to {gain.high:+.4f}). Headroom captured: <strong>{share.value:.1%}</strong> "
         f"({share.low:.1%} to {share.high:.1%}).",
     ]
     if report.stage_share:
-        lines.append("Decided after: " + ", ".join(f"{_text(s)} {p:.1%}" for s, p in report.stage_share.items()) + ".")
-    return "".join(f"<p>{line}</p>" for line in [*lines, *map(_text, report.notes)])
+        lines.append("Decided after: " + ", ".join(f"{text(s)} {p:.1%}" for s, p in report.stage_share.items()) + ".")
+    return "".join(f"<p>{line}</p>" for line in [*lines, *map(text, report.notes)])
 
 
 def _policies(report: Report) -> str:
     rows = []
     for p in report.policies:
         name = f"always {p.name}" if p.kind == "fixed" else p.name
-        rows.append((p.kind, [_text(name), *_pair(p.reward), f"{p.cost.value:.4g}", *_pair(p.net)]))
-    return "<h2>Policies</h2>" + _table(["policy", "reward", "95 %", "cost", "net", "95 %"], rows, {0})
+        rows.append((p.kind, [text(name), *_pair(p.reward), f"{p.cost.value:.4g}", *_pair(p.net)]))
+    return "<h2>Policies</h2>" + table(["policy", "reward", "95 %", "cost", "net", "95 %"], rows, {0})
 
 
 def _charts(report: Report) -> str:
@@ -101,22 +116,28 @@ def _groups(report: Report) -> str:
     for g in report.groups:
         means = [f"{x:.3f}" for x in (g.best_arm, g.router, g.oracle)]
         interval = f"{g.gain.low:+.3f} to {g.gain.high:+.3f}"
-        rows.append(("", [_text(g.group), f"{g.n:,}", *means, f"{g.gain.value:+.3f}", interval]))
-    head = ["group", "queries", f"always {_text(report.best_arm)}", "router", "oracle", "gain", "95 %"]
-    return "<h2>Groups</h2>" + _table(head, rows, {0})
+        rows.append(("", [text(g.group), f"{g.n:,}", *means, f"{g.gain.value:+.3f}", interval]))
+    head = ["group", "queries", f"always {text(report.best_arm)}", "router", "oracle", "gain", "95 %"]
+    return "<h2>Groups</h2>" + table(head, rows, {0})
 
 
 def _mistakes(report: Report) -> str:
     rows = []
     for m in report.mistakes:
         sure = "" if m.confidence is None else f"{m.confidence:.2f}"
-        rows.append(("", [f"{m.regret:.3f}", sure, _text(m.chosen), _text(m.best), _text(m.query, 300)]))
+        rows.append(("", [f"{m.regret:.3f}", sure, text(m.chosen), text(m.best), text(m.query, 300)]))
     head = ["lost", "confidence", "chosen", "better", "query"]
-    return f"<h2>The {len(rows)} worst mistakes</h2>" + _table(head, rows, {2, 3, 4})
+    return f"<h2>The {len(rows)} worst mistakes</h2>" + table(head, rows, {2, 3, 4})
 
 
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left: set[int]) -> str:
-    """A table of cells that are already escaped; each row comes with its CSS class."""
+def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left: set[int]) -> str:
+    """A table of cells that are already escaped.
+
+    Args:
+        head: names of the columns.
+        rows: each with its CSS class.
+        left: numbers of the columns that hold text.
+    """
 
     def cells(tag: str, values: Sequence[str]) -> str:
         marks = ((' class="text"' if i in left else "") for i in range(len(values)))
@@ -130,5 +151,6 @@ def _pair(interval: Interval) -> tuple[str, str]:
     return f"{interval.value:.4f}", f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _text(text: str, width: int | None = None) -> str:
-    return escape(printable(text, width))
+def text(value: str, width: int | None = None) -> str:
+    """One line of text, escaped, cut to ``width``."""
+    return escape(printable(value, width))
