@@ -23,6 +23,8 @@ import numpy as np
 from ragft_plugin.evaluation.outcomes import Outcomes
 from ragft_plugin.routing import Router
 from ragft_plugin.routing.costs import Costs
+from ragft_plugin.routing.deciding import decide
+from ragft_plugin.routing.path import Terms
 from ragft_plugin.routing.plan import learn_plan
 from ragft_plugin.routing.rewards import LinearRewards, prior_means
 from ragft_plugin.types import Evidence, Passage
@@ -92,13 +94,13 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = log(600)
     router = Router().fit(rows, gate=False)
-    featurizer, _ = router._fitted()
+    parts = router.fitted()
+    featurizer = parts.featurizer
     level = len(featurizer.stages) - 1
     width = featurizer.width(featurizer.stages[level])
     setting = router.gate(0.0)
     features = np.random.default_rng(1).normal(size=(1000, width)) * 0.1
-    none: list[dict[int, str]] = [{} for _ in range(1000)]
-    greedy = ("greedy", 0.0, None)
+    terms = Terms(setting, final=True)
     words = rows.rows[0]
     passages = tuple(Passage(p.id, p.text, p.score or 0.0) for p in words.passages or ())
     item = Evidence(words.query, passages=passages)
@@ -106,8 +108,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "features": width,
         "arms": len(ARMS),
-        "one_from_features": timed(lambda: router._decide(features[:1], level, setting, greedy, none[:1], True), 300),
-        "thousand_from_features": timed(lambda: router._decide(features, level, setting, greedy, none, True), 20),
+        "one_from_features": timed(lambda: decide(parts, features[:1], level, terms), 300),
+        "thousand_from_features": timed(lambda: decide(parts, features, level, terms), 20),
         "one_with_five_passages": timed(lambda: router.decide([item]), 100),
     }
     if arguments.fit:

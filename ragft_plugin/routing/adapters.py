@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ragft_plugin.evaluation.outcome import reads_passages
 from ragft_plugin.types import Passage
 
 CHANGED_KEYS = ("updated_at", "modified_at", "changed_at", "last_modified", "date")
@@ -80,3 +81,28 @@ def staleness(record: AdapterRecord, passages: Sequence[Passage]) -> str | None:
             if changed is not None and changed > trained:
                 return f"passage {passage.id!r} is newer than its training"
     return None
+
+
+def stale_arms(
+    adapters: Mapping[str, AdapterRecord], arms: Sequence[str], passages: Sequence[Passage]
+) -> dict[int, str]:
+    """Closed-book arms that must not answer from this evidence: index of the arm -> why.
+
+    Args:
+        adapters: arm -> what is known of its adapter.
+        arms: all arms.
+        passages: the evidence.
+
+    Returns:
+        Nothing if every arm would be ruled out: someone has to answer.
+    """
+    if not adapters or not passages:
+        return {}
+    found: dict[int, str] = {}
+    for a, name in enumerate(arms):
+        record = adapters.get(name)
+        if record is not None and not reads_passages(name):
+            why = staleness(record, passages)
+            if why is not None:
+                found[a] = why
+    return found if len(found) < len(arms) else {}

@@ -87,7 +87,7 @@ def within_budget(
     if not outcomes.full_feedback:
         raise ConfigError("a budget needs held-out rows on which every arm was run")
     trace = Trace.of(router, outcomes)
-    _, plan = router._fitted()
+    plan = router.fitted().plan
     weights = plan.weights if min_reward is not None else plan.weights[::-1]
     costs = trace.costs
     most = float((costs.spent + costs.arm.max(axis=2)).max())

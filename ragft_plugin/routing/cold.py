@@ -17,12 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 
 from ragft_plugin.routing.adapters import AdapterRecord
+from ragft_plugin.routing.exploring import Exploration
+from ragft_plugin.routing.policies import choose
 from ragft_plugin.routing.text import Sparse, Tfidf, cosine, words
-from ragft_plugin.types import Evidence, FloatArray
+from ragft_plugin.types import Decision, Evidence, FloatArray, Gather
 
 _COMMON = frozenset(
     "a an and are as at be by can did do does for from had has have how in is it its of on or that the their they this "
@@ -141,3 +144,40 @@ class ColdStart:
             sum(v for w, v in weight.items() if w in found) / total
             for found in (set(words(p.text)) for p in evidence.passages)
         )
+
+
+def decide_cold(
+    cold: ColdStart,
+    evidence: Evidence,
+    stale: Mapping[int, str],
+    exploration: Exploration,
+    *,
+    final: bool,
+    version: str,
+) -> Decision | Gather:
+    """Decide one query without outcomes, or ask for passages first.
+
+    Args:
+        cold: the thresholds.
+        evidence: what is known of the query.
+        stale: arms that must not answer it: index -> why.
+        exploration: how the arm is drawn; passages are always gathered, so there is no chance in the evidence.
+        final: nothing more can be gathered.
+        version: of the router.
+    """
+    if not final and cold.wants_passages(evidence):
+        return Gather("passages")
+    values, confidence, reasons = cold.judge(evidence, stale)
+    best = choose(values[None])
+    dist = exploration.distribution(values[None], best)
+    pick = int(exploration.draw(dist, best)[0])
+    return Decision(
+        id=uuid4().hex,
+        arm=cold.arms[pick],
+        propensities=dict(zip(cold.arms, dist[0].tolist(), strict=True)),
+        values={a: float(v) if np.isfinite(v) else -1.0 for a, v in zip(cold.arms, values, strict=True)},
+        confidence=confidence,
+        stage="question" if evidence.passages is None else "passages",
+        reasons=reasons,
+        router_version=version,
+    )

@@ -1,10 +1,11 @@
 """Costs: what evidence has paid for is not paid again.
 
-Three rules, the same for deciding and for counting:
+Four rules, the same for deciding and for counting:
 
 * an arm that ran as draft or second answer costs nothing more: its answer is there;
 * once passages are there, an arm that retrieves costs its price less the price of that retrieval;
-* a query costs the sum of its stages plus what its arm costs beyond them.
+* a query costs the sum of its stages plus what its arm costs beyond them;
+* a signal with a price of its own (``signal(price=...)``) adds it to its stage: it is paid whenever the router looks.
 
 So with ``{"adapter": 1, "rag": 1, "rag+adapter": 2}`` and stages ``{"passages": 1, "draft": 1}`` (the adapter's),
 after passages and draft ``rag`` and ``adapter`` cost nothing more and ``rag+adapter`` costs 1.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragft_plugin.evaluation.outcomes import Outcomes, reads_passages
+from ragft_plugin.routing.signals import SIGNALS
 from ragft_plugin.types import FloatArray, Stage
 
 
@@ -50,6 +52,16 @@ class Costs:
     def direct(self) -> FloatArray:
         """What an arm costs if nothing but the question is known, shape (..., a)."""
         return self.arm[..., 0, :]
+
+
+def signal_price(stage: Stage) -> float:
+    """Price of reading all signals of a stage, in the user's unit.
+
+    Example:
+        >>> signal_price("question")
+        0.0
+    """
+    return sum(each.price for each in SIGNALS.values() if each.stage == stage)
 
 
 def costs_of(
@@ -85,4 +97,5 @@ def costs_of(
             done.append(arms.index(runs))
         arm[:, s, reads] = np.maximum(0.0, arm[:, s, reads] - paid[:, None])
         arm[:, s, done] = 0.0
+        stage[:, s] += signal_price(name)
     return Costs(stage, arm)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ragft_plugin.errors import RouterError
 from ragft_plugin.routing.signals import SIGNALS
 from ragft_plugin.routing.signals.reading import Reading, metadata_text
-from ragft_plugin.routing.text import Sparse, Tfidf, principal_axes, project, words
+from ragft_plugin.routing.text import MAX_CHARS, Sparse, Tfidf, principal_axes, project, words
 from ragft_plugin.types import STAGES, Encoder, Evidence, FloatArray, Stage
 
 BLOCK_RANK = 128
@@ -185,6 +185,14 @@ class Featurizer:
             return reading.query_vector
         if block == "draft" and reading is not None:
             return reading.draft_vector
+        if block == "passage" and reading is not None and evidence.passages:
+            # The passage is already split into words, and weighed if there is no metadata beside it.
+            top = evidence.passages[0]
+            if not top.metadata:
+                return reading.passage_vectors[0]
+            told = " " + metadata_text(dict(top.metadata))
+            if len(top.text) + len(told) <= MAX_CHARS:
+                return self.tfidf.transform([*reading.passage_words[0], *words(told)])
         return self.tfidf.transform(words(self._texts(evidence).get(block, "")))
 
     def _project(self, vectors: Sequence[Sparse], block: str) -> FloatArray:
@@ -199,8 +207,10 @@ class Featurizer:
 
     def _scale(self, raw: FloatArray, stage: Stage) -> FloatArray:
         mean, spread = self.centre[stage]
-        scaled = np.clip((raw - mean) / spread, -SIGNAL_CLIP, SIGNAL_CLIP)
-        return np.where(np.isfinite(scaled), scaled, 0.0)
+        scaled: FloatArray = (raw - mean) / spread
+        np.minimum(np.maximum(scaled, -SIGNAL_CLIP, out=scaled), SIGNAL_CLIP, out=scaled)
+        scaled[np.isnan(scaled)] = 0.0
+        return scaled
 
     def _signals(
         self,

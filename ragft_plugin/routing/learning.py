@@ -15,7 +15,9 @@ from ragft_plugin.errors import ConfigError, DataError
 from ragft_plugin.evaluation.outcomes import Outcome, Outcomes, reads_passages
 from ragft_plugin.routing.costs import Costs, costs_of
 from ragft_plugin.routing.features import Featurizer
-from ragft_plugin.routing.plan import Plan, learn_plan
+from ragft_plugin.routing.novelty import Novelty
+from ragft_plugin.routing.parts import Parts
+from ragft_plugin.routing.plan import learn_plan
 from ragft_plugin.routing.rewards import REWARD_MODELS, RewardModel, prior_means
 from ragft_plugin.routing.text import IntArray
 from ragft_plugin.types import STAGES, Encoder, Evidence, FloatArray, Stage
@@ -33,18 +35,14 @@ class Learnt:
     """What a router is made of.
 
     Attributes:
-        featurizer: evidence -> features.
-        models: per stage, features -> rewards.
-        plan: rewards -> what to do.
+        parts: what decides.
         features: of the training rows at the last stage, shape (n, d).
         probability: per stage, out-of-fold rewards, shape (repeats * n, a).
         reward: what each arm earned, or an unbiased estimate of it, shape (n, a).
         costs: of every row.
     """
 
-    featurizer: Featurizer
-    models: tuple[RewardModel, ...]
-    plan: Plan
+    parts: Parts
     features: FloatArray
     probability: tuple[FloatArray, ...]
     reward: FloatArray
@@ -163,7 +161,7 @@ def learn(
     reward = full_rewards(outcomes, probability[-1].reshape(len(folds), *outcomes.reward.shape).mean(axis=0))
     costs = costs_of(outcomes, used, draft_arm, agreement_arm)
     means = prior_means(outcomes.reward, weight)
-    seen = ~np.isnan(outcomes.reward).all(axis=0)
+    seen = np.asarray(~np.isnan(outcomes.reward).all(axis=0))
     plan = learn_plan(
         [np.where(seen, p, 0.0) for p in probability],
         reward,
@@ -176,7 +174,9 @@ def learn(
         seed=seed,
     )
     tell(steps, steps)
-    return Learnt(featurizer, tuple(models), plan, features, probability, reward, costs)
+    novelty = Novelty.fit(features[:, featurizer.question_columns], seed)
+    parts = Parts(outcomes.arms, featurizer, tuple(models), plan, novelty, seen, model)
+    return Learnt(parts, features, probability, reward, costs)
 
 
 def reward_weights(outcomes: Outcomes) -> FloatArray:

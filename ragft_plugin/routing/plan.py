@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ragft_plugin.routing.text import IntArray
 from ragft_plugin.types import FloatArray
 
 GRID = 14
+MOST_SETTINGS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,19 @@ class Plan:
 
     def at(self, weight: float) -> Setting:
         """The setting at a weight, interpolated; beyond the grid its end holds."""
+        known = self._settings.get(weight)
+        if known is None:
+            if len(self._settings) >= MOST_SETTINGS:
+                self._settings.clear()
+            known = self._settings[weight] = self._at(weight)
+        return known
+
+    @cached_property
+    def _settings(self) -> dict[float, Setting]:
+        """Those asked for lately: most callers always use one weight."""
+        return {}
+
+    def _at(self, weight: float) -> Setting:
         last = len(self.weights) - 1
         i = int(np.clip(np.searchsorted(self.weights, weight, side="right") - 1, 0, last))
         j = min(i + 1, last)

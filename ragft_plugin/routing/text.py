@@ -22,6 +22,7 @@ from ragft_plugin.types import FloatArray
 
 WORD = re.compile(r"(?u)\b\w\w+\b")
 MAX_CHARS = 6000  # what a router reads of a text; the rest of a very long one tells little more
+_SPACED = "".join(chr(c) if chr(c).isalnum() or c == ord("_") else " " for c in range(128))
 EXACT_SVD_ROWS = 1500  # up to here the Gram matrix is decomposed exactly, beyond it by random projection
 
 IntArray = NDArray[np.intp]
@@ -35,7 +36,11 @@ def words(text: str) -> list[str]:
         >>> words("Who sang it? A-ha!")
         ['who', 'sang', 'it', 'ha']
     """
-    return WORD.findall(text[:MAX_CHARS].lower())
+    text = text[:MAX_CHARS].lower()
+    if text.isascii():
+        # The same words three times as fast: two letters or more between what is no letter.
+        return [word for word in text.translate(_SPACED).split() if len(word) > 1]
+    return WORD.findall(text)
 
 
 def terms(tokens: Sequence[str]) -> list[str]:
@@ -85,12 +90,8 @@ class Tfidf:
 
     def transform(self, tokens: Sequence[str]) -> Sparse:
         """The vector of one text: indices in rising order, and weights of unit length."""
-        vocabulary = self.vocabulary
-        counts: dict[int, int] = {}
-        for term in terms(tokens):
-            i = vocabulary.get(term)
-            if i is not None:
-                counts[i] = counts.get(i, 0) + 1
+        counts: Counter[int | None] = Counter(map(self.vocabulary.get, terms(tokens)))
+        counts.pop(None, None)
         if not counts:
             return np.empty(0, np.intp), np.empty(0)
         index = np.fromiter(counts, np.intp, len(counts))

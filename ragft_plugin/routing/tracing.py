@@ -71,7 +71,8 @@ class Trace:
         Raises:
             DataError: if arms or evidence that the router needs are missing.
         """
-        featurizer, _ = router._fitted()
+        parts = router.fitted()
+        featurizer = parts.featurizer
         if outcomes.arms != router.arms:
             if set(outcomes.arms) != set(router.arms):
                 raise DataError(f"the log has the arms {', '.join(outcomes.arms)}, the router {', '.join(router.arms)}")
@@ -85,15 +86,13 @@ class Trace:
         evidence, answers = evidence_of(outcomes.rows, stages[-1], router.draft_arm, router.agreement_arm)
         features = featurizer.transform(evidence, stages[-1], answers)
         probability = tuple(
-            np.where(router._seen, model.predict(features[:, : featurizer.width(stage)]), 0.0)
-            for stage, model in zip(stages, router._models, strict=True)
+            np.where(parts.seen, parts.probability(features, level), 0.0) for level in range(len(stages))
         )
-        assert router._novelty is not None
         return cls(
             router,
             features,
             probability,
-            router._novelty.unfamiliar(features[:, featurizer.question_columns]),
+            parts.unfamiliar(features),
             full_rewards(outcomes, probability[-1]),
             costs_of(outcomes, stages, router.draft_arm, router.agreement_arm),
         )
@@ -105,7 +104,7 @@ class Trace:
             weight: reward given up per unit of cost.
             gated: False follows the learnt policy wherever it leads.
         """
-        _, plan = self.router._fitted()
+        plan = self.router.fitted().plan
         setting = plan.at(weight)
         n = len(self.reward)
         rows = np.arange(n)

@@ -281,7 +281,7 @@ def test_own_signal_is_used_by_the_next_fit() -> None:
 
     try:
         router = Router().fit(world(60))
-        assert "copper" in router._fitted()[0].names["question"]
+        assert "copper" in router.fitted().featurizer.names["question"]
     finally:
         del SIGNALS["test_copper"]
 
