@@ -121,6 +121,7 @@ def _fitted_state(parts: Parts, encoder: str, arrays: dict[str, np.ndarray]) -> 
         "agreement_arm": featurizer.agreement_arm,
         "encoder": encoder,
         "terms": list(featurizer.tfidf.vocabulary),
+        "unseen": featurizer.tfidf.unseen,
         "names": {stage: list(names) for stage, names in featurizer.names.items()},
         "signals": sorted(name for name, s in SIGNALS.items() if s.stage in featurizer.stages),
         "model": parts.model_name,

@@ -106,7 +106,7 @@ def _featurizer(state: FittedState, array: _Arrays, encoder: Encoder | None) -> 
         state.draft_arm,
         state.agreement_arm,
         None if own else encoder,
-        Tfidf({t: i for i, t in enumerate(state.terms)}, array("idf", v)),
+        Tfidf({t: i for i, t in enumerate(state.terms)}, array("idf", v), state.unseen),
         {b: array(f"axes.{b}", v if own else None, None) for b, s in BLOCK_STAGE.items() if s in stages},
         names,
         {s: array(f"centre.{s}", 2, len(names[s])) for s in stages},

@@ -44,6 +44,7 @@ class FittedState(Strict):
     agreement_arm: Name | None
     encoder: str
     terms: list[str]
+    unseen: Annotated[Finite, Field(ge=0.0)] = 0.0
     names: dict[Stage, list[str]]
     signals: list[str]
     model: str

@@ -54,13 +54,19 @@ class Tfidf:
 
         weight(t) = (1 + ln count(t)) * idf(t),   idf(t) = ln((1 + n) / (1 + df(t))) + 1
 
+    Where terms that occur in one text only are kept, nearly every training text has some. A text to come has terms
+    that were never seen instead, and they count as much in its length: left out, they would make its other terms
+    heavier than they ever were in training, and predictions too sure of themselves.
+
     Attributes:
         vocabulary: term -> index; indices follow the terms' alphabetical order.
         idf: shape (v,).
+        unseen: weight in the length of each occurrence of a term that was never seen.
     """
 
     vocabulary: dict[str, int]
     idf: FloatArray
+    unseen: float = 0.0
 
     @cached_property
     def highest(self) -> float:
@@ -86,12 +92,13 @@ class Tfidf:
             kept = sorted(kept)[:max_terms]
         names = sorted(term for _, term in kept)
         df = np.array([found[t] for t in names], dtype=np.float64)
-        return cls({t: i for i, t in enumerate(names)}, np.log((1 + n) / (1 + df)) + 1.0)
+        unseen = math.log((1 + n) / 2) + 1.0 if min_df == 1 else 0.0
+        return cls({t: i for i, t in enumerate(names)}, np.log((1 + n) / (1 + df)) + 1.0, unseen)
 
     def transform(self, tokens: Sequence[str]) -> Sparse:
-        """The vector of one text: indices in rising order, and weights of unit length."""
+        """The vector of one text: indices in rising order, and weights of unit length or, with unseen terms, less."""
         counts: Counter[int | None] = Counter(map(self.vocabulary.get, terms(tokens)))
-        counts.pop(None, None)
+        missing = counts.pop(None, 0)
         if not counts:
             return np.empty(0, np.intp), np.empty(0)
         index = np.fromiter(counts, np.intp, len(counts))
@@ -99,11 +106,11 @@ class Tfidf:
         index = index[order]
         tf = np.fromiter(counts.values(), np.float64, len(counts))[order]
         weight = (np.log(tf) + 1.0) * self.idf[index]
-        return index, weight / math.sqrt(float(weight @ weight))
+        return index, weight / math.sqrt(float(weight @ weight) + missing * self.unseen**2)
 
 
 def cosine(a: Sparse, b: Sparse) -> float:
-    """Cosine of two unit vectors.
+    """Cosine of two vectors of unit length (or less: unseen terms match nothing).
 
     Example:
         >>> cosine((np.array([0, 2]), np.array([0.6, 0.8])), (np.array([2]), np.array([1.0])))

@@ -65,3 +65,21 @@ def test_final_answer_is_found_after_reasoning() -> None:
     assert final_answer("#### 42") == "42"
     assert final_answer("  Paris \n") == "Paris"
     assert final_answer("") == ""
+
+
+def test_terms_never_seen_count_in_the_length_as_those_seen_once_did() -> None:
+    tfidf = Tfidf.fit((words(t) for t in ["alpha beta", "alpha gamma", "delta"]), min_df=1)
+    # idf of alpha: ln(4 / 3) + 1; of a term in one text: ln(4 / 2) + 1. The pairs "alpha zeta" and "zeta" are new.
+    seen, once = np.log(4 / 3) + 1, np.log(4 / 2) + 1
+    index, weight = tfidf.transform(words("alpha zeta"))
+    assert index.tolist() == [tfidf.vocabulary["alpha"]]
+    assert abs(weight[0] - seen / np.sqrt(seen**2 + 2 * once**2)) < 1e-12
+    # A training text of the same shape has its own terms instead, and alpha weighs the same in it.
+    index, weight = tfidf.transform(words("alpha beta"))
+    assert abs(weight[index.tolist().index(tfidf.vocabulary["alpha"])] - seen / np.sqrt(seen**2 + 2 * once**2)) < 1e-12
+
+
+def test_where_terms_seen_once_are_left_out_unseen_ones_count_nothing() -> None:
+    tfidf = Tfidf.fit((words(t) for t in ["alpha beta", "alpha gamma"]), min_df=2)
+    assert tfidf.transform(words("alpha zeta"))[1].tolist() == [1.0]
+    assert tfidf.transform(words("alpha beta"))[1].tolist() == [1.0]
