@@ -9,27 +9,47 @@ from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ragft_plugin.retrieval.chunking import Chunker, Document, deduplicated
-    from ragft_plugin.retrieval.encoders import (
-        HashingEncoder,
-        MiniLMEncoder,
-        SentenceTransformersEncoder,
-    )
+    from ragft_plugin.retrieval.encoders import HashingEncoder, MiniLMEncoder
+    from ragft_plugin.retrieval.imports import faiss_vectors, import_faiss_store, import_index
     from ragft_plugin.retrieval.indexing import IndexReport, Skipped, index_folder
     from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
+    from ragft_plugin.retrieval.onnx_encoder import OnnxEncoder, export_onnx
+    from ragft_plugin.retrieval.parents import ParentChunker, ParentRetriever
     from ragft_plugin.retrieval.readers import read_document
+    from ragft_plugin.retrieval.reranking import CrossEncoderScorer, Reranked
+    from ragft_plugin.retrieval.static_encoder import StaticEncoder
+    from ragft_plugin.retrieval.wrappers import (
+        EmbeddingEncoder,
+        EmbeddingsEncoder,
+        SentenceTransformersEncoder,
+        as_encoder,
+    )
     from ragft_plugin.retrieval.writing import Changes
 
 _HOMES = {
     "Changes": "writing",
     "Chunker": "chunking",
+    "CrossEncoderScorer": "reranking",
     "Document": "chunking",
+    "EmbeddingEncoder": "wrappers",
+    "EmbeddingsEncoder": "wrappers",
     "HashingEncoder": "encoders",
     "IndexReport": "indexing",
     "KnowledgeBase": "knowledge_base",
     "MiniLMEncoder": "encoders",
-    "SentenceTransformersEncoder": "encoders",
+    "OnnxEncoder": "onnx_encoder",
+    "ParentChunker": "parents",
+    "ParentRetriever": "parents",
+    "Reranked": "reranking",
+    "SentenceTransformersEncoder": "wrappers",
     "Skipped": "indexing",
+    "StaticEncoder": "static_encoder",
+    "as_encoder": "wrappers",
     "deduplicated": "chunking",
+    "export_onnx": "onnx_encoder",
+    "faiss_vectors": "imports",
+    "import_faiss_store": "imports",
+    "import_index": "imports",
     "index_folder": "indexing",
     "read_document": "readers",
 }
@@ -38,14 +58,27 @@ _EXTRA_PACKAGES = {"faiss", "semantic_text_splitter", "tantivy"}
 __all__ = [
     "Changes",
     "Chunker",
+    "CrossEncoderScorer",
     "Document",
+    "EmbeddingEncoder",
+    "EmbeddingsEncoder",
     "HashingEncoder",
     "IndexReport",
     "KnowledgeBase",
     "MiniLMEncoder",
+    "OnnxEncoder",
+    "ParentChunker",
+    "ParentRetriever",
+    "Reranked",
     "SentenceTransformersEncoder",
     "Skipped",
+    "StaticEncoder",
+    "as_encoder",
     "deduplicated",
+    "export_onnx",
+    "faiss_vectors",
+    "import_faiss_store",
+    "import_index",
     "index_folder",
     "read_document",
 ]

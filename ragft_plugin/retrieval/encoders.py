@@ -1,8 +1,9 @@
-"""Encoders: texts -> unit vectors. What a user brings is a ``types.Encoder``; three come with the package.
+"""Encoders: texts -> unit vectors. What a user brings is a ``types.Encoder``; these come with the package.
 
 ``HashingEncoder`` needs numpy alone and no model: good for a demo, for tests, and as a floor to compare with.
-``MiniLMEncoder`` is all-MiniLM-L6-v2 read from an installed package, without a model hub.
-``SentenceTransformersEncoder`` wraps any model of that library. Heavy packages are imported on first use.
+``MiniLMEncoder`` is all-MiniLM-L6-v2 read from an installed package, without a model hub; ``retrieval.onnx_encoder``
+and ``retrieval.static_encoder`` make faster ones of it, ``retrieval.wrappers`` takes models of other libraries. Heavy
+packages are imported on first use.
 """
 
 from __future__ import annotations
@@ -140,11 +141,31 @@ class MiniLMEncoder:
                     max_length=self.MAX_TOKENS,
                     return_tensors="pt",
                 ).to(self._device)
-                hidden = self._model(**batch).last_hidden_state
-                mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-                pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-                vectors[chosen] = pooled.float().cpu().numpy()
+                vectors[chosen] = mean_pooled(self._model, **batch).float().cpu().numpy()
         return unit(vectors)
+
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer, as the library ``tokenizers`` writes it down."""
+        self._load()
+        return str(self._tokenizer.backend_tokenizer.to_str())
+
+    def token_vectors(self, ids: Sequence[int]) -> FloatArray:
+        """Return what the model makes of single tokens, each between the start and end tokens, shape (n, 384)."""
+        torch = self._load()
+        start, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        rows = [[start, id, end] for id in ids]
+        blocks = [np.zeros((0, self.dim))]
+        with torch.inference_mode():
+            for first in range(0, len(rows), 512):
+                batch = torch.tensor(rows[first : first + 512], device=self._device)
+                pooled = mean_pooled(self._model, input_ids=batch, attention_mask=torch.ones_like(batch))
+                blocks.append(pooled.float().cpu().numpy())
+        return np.concatenate(blocks).astype(np.float64)
+
+    def torch_model(self) -> Any:
+        """Return the network itself, to be exported."""
+        self._load()
+        return self._model
 
     def _load(self) -> ModuleType:
         if self._torch is not None:
@@ -178,41 +199,11 @@ class MiniLMEncoder:
         return torch
 
 
-class SentenceTransformersEncoder:
-    """Any sentence-transformers model, or one given by name or folder.
-
-    Args:
-        model: a ``SentenceTransformer`` or what its constructor takes.
-        fingerprint: name and version of the vectors; needed, since a model object does not tell where it is from.
-        batch_size: texts per forward pass.
-    """
-
-    name = "custom"
-
-    def __init__(self, model: Any, *, fingerprint: str, batch_size: int = 32) -> None:
-        if isinstance(model, (str, Path)):
-            try:
-                from sentence_transformers import (  # type: ignore[import-not-found,unused-ignore]
-                    SentenceTransformer,
-                )
-            except ImportError as error:
-                raise MissingExtraError("sentence-transformers", "embedded") from error
-            model = SentenceTransformer(str(model))
-        self._model = model
-        self._fingerprint = fingerprint
-        self._batch_size = batch_size
-
-    @property
-    def fingerprint(self) -> str:
-        """As given."""
-        return self._fingerprint
-
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """Return unit vectors, shape (n, dim)."""
-        vectors = self._model.encode(
-            list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
-        )
-        return unit(np.asarray(vectors, dtype=np.float64))
+def mean_pooled(model: Any, **batch: Any) -> Any:
+    """Return the mean of a model's last hidden states over the tokens that are no padding, shape (n, dim)."""
+    hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
 ENCODERS: dict[str, Callable[[], Encoder]] = {"hashing": HashingEncoder, "minilm": MiniLMEncoder}
@@ -241,19 +232,37 @@ def unit(vectors: NDArray[Any]) -> FloatArray:
     return scaled
 
 
-def checked_vectors(encoder: Encoder, texts: Sequence[str], dim: int | None) -> NDArray[np.float32]:
-    """Encode and check what came back: shape (n, dim), finite; scaled to length 1, float32."""
-    vectors = np.asarray(encoder.encode(texts), dtype=np.float64)
-    expected = (len(texts), dim if dim is not None else (vectors.shape[1] if vectors.ndim == 2 else 0))
+def checked_vectors(
+    encoder: Encoder, texts: Sequence[str], dim: int | None, *, queries: bool = False
+) -> NDArray[np.float32]:
+    """Encode and check what came back: shape (n, dim), finite; scaled to length 1, float32. Equal texts once only.
+
+    Args:
+        encoder: asked with ``encode_queries`` for queries, if it has that.
+        texts: passages or queries.
+        dim: length that the vectors must have, None if any will do.
+        queries: whether the texts are queries.
+    """
+    distinct = list(dict.fromkeys(texts))
+    encode = (getattr(encoder, "encode_queries", None) if queries else None) or encoder.encode
+    vectors = np.asarray(encode(distinct), dtype=np.float64)
+    expected = (len(distinct), dim if dim is not None else (vectors.shape[1] if vectors.ndim == 2 else 0))
     if vectors.shape != expected:
         raise DataError(
-            f"encoder {encoder.fingerprint} returned shape {vectors.shape} for {len(texts)} texts, expected {expected}"
+            f"encoder {encoder.fingerprint} returned shape {vectors.shape} for {len(distinct)} texts, "
+            f"expected {expected}"
         )
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
-        raise DataError(f"encoder {encoder.fingerprint} returned NaN or infinity for text {bad}: {texts[bad][:80]!r}")
-    return np.ascontiguousarray(unit(vectors), dtype=np.float32)
+        raise DataError(
+            f"encoder {encoder.fingerprint} returned NaN or infinity for text {bad}: {distinct[bad][:80]!r}"
+        )
+    scaled = np.ascontiguousarray(unit(vectors), dtype=np.float32)
+    if len(distinct) == len(texts):
+        return scaled
+    place = {text: row for row, text in enumerate(distinct)}
+    return scaled[[place[text] for text in texts]]
 
 
 def _sha256(path: Path) -> str:

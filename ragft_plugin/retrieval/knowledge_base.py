@@ -31,7 +31,7 @@ from ragft_plugin.retrieval.approximate import Kind
 from ragft_plugin.retrieval.binding import BoundEncoder
 from ragft_plugin.retrieval.bm25 import analyzer
 from ragft_plugin.retrieval.catalogue import Catalogue
-from ragft_plugin.retrieval.encoders import checked_vectors, named_encoder
+from ragft_plugin.retrieval.encoders import checked_vectors
 from ragft_plugin.retrieval.inspection import describe, find_damage
 from ragft_plugin.retrieval.layout import DATABASE, LOCK, SEGMENTS, check_folder, is_knowledge_base, make_folder
 from ragft_plugin.retrieval.lexical import LexicalIndex
@@ -41,6 +41,7 @@ from ragft_plugin.retrieval.searching import KB_KEY, Searching
 from ragft_plugin.retrieval.snapshots import Snapshots
 from ragft_plugin.retrieval.sources import exchange, records_of
 from ragft_plugin.retrieval.view import Mode
+from ragft_plugin.retrieval.wrappers import as_encoder
 from ragft_plugin.retrieval.writing import Changes, Writer
 from ragft_plugin.types import Encoder, Filter, Passage
 
@@ -94,7 +95,7 @@ class KnowledgeBase:
     def create(
         cls,
         path: str | Path,
-        encoder: Literal["hashing", "minilm"] | Encoder | None = "hashing",
+        encoder: Literal["hashing", "minilm"] | Encoder | Any | None = "hashing",
         *,
         require_filter: bool = False,
         language: str = "english",
@@ -103,7 +104,8 @@ class KnowledgeBase:
 
         Args:
             path: the directory.
-            encoder: "hashing" (no model needed), "minilm" (extra ``embedded``), your own, or None for BM25 only.
+            encoder: "hashing" (no model needed), "minilm" (extra ``embedded``), your own, embeddings of LangChain, an
+                embedding model of LlamaIndex, a ``SentenceTransformer``, or None for BM25 only.
             require_filter: refuse every retrieval without a filter; for access rules that must not be forgotten.
             language: of the BM25 stemmer, as tantivy names it; "" for no stemming.
 
@@ -112,7 +114,7 @@ class KnowledgeBase:
             ConfigError: unknown encoder or language.
         """
         folder = Path(path)
-        chosen = named_encoder(encoder) if isinstance(encoder, str) else encoder
+        chosen = None if encoder is None else as_encoder(encoder)
         analyzer(language)
         settings = Settings(
             fingerprint=chosen.fingerprint if chosen is not None else "",
@@ -127,7 +129,7 @@ class KnowledgeBase:
         cls,
         path: str | Path,
         *,
-        encoder: Literal["hashing", "minilm"] | Encoder | None = None,
+        encoder: Literal["hashing", "minilm"] | Encoder | Any | None = None,
         read_only: bool = False,
         require_filter: bool | None = None,
     ) -> Self:
@@ -144,7 +146,7 @@ class KnowledgeBase:
         """
         folder = Path(path)
         check_folder(folder)
-        chosen = named_encoder(encoder) if isinstance(encoder, str) else encoder
+        chosen = None if encoder is None else as_encoder(encoder)
         return cls(folder, chosen, read_only=read_only, require_filter=require_filter)
 
     @staticmethod
@@ -314,7 +316,8 @@ class KnowledgeBase:
 
     def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of queries, shape (n, dim), for ``retrieve(..., vectors=...)``."""
-        return checked_vectors(self._bound.needed(), queries, self._snapshots.current().state.dim or None)
+        dim = self._snapshots.current().state.dim or None
+        return checked_vectors(self._bound.needed(), queries, dim, queries=True)
 
     def compact(self, *, index: Kind | Literal["auto"] = "auto") -> Changes:
         """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change.
