@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ragft_plugin.errors import DataError
-from ragft_plugin.lora.data import TrainingRow
+from ragft_plugin.lora.data import TrainingRow, prompt_key
 from ragft_plugin.lora.rendering import IGNORED, Renderer, TrainingIds
-from ragft_plugin.types import Prompt
 
 _SHOWN = 5
+_NOTHING = "no token of this row is learnt from; check that its answer is not empty, and that the template shows it"
+_ENDLESS = (
+    "the end of the answer is not learnt, so generation would never stop; the chat template must close the assistant's "
+    "turn with the end token"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class DataSummary:
         rows: number of rows.
         tokens: tokens in all, prompts included.
         supervised: answer tokens that are learnt from.
+        least, most: answer tokens of the rows with the fewest and the most.
         longest: tokens of the longest row.
         median: median of tokens per row.
         shortened: rows that lost passages from the end to fit.
@@ -33,6 +39,8 @@ class DataSummary:
     rows: int
     tokens: int
     supervised: int
+    least: int
+    most: int
     longest: int
     median: float
     shortened: int
@@ -44,6 +52,27 @@ class DataSummary:
     def share(self) -> float:
         """Share of the tokens that are learnt from."""
         return self.supervised / self.tokens
+
+    def __str__(self) -> str:
+        """What a user wants to know before the first step, a line each."""
+        lines = [
+            f"{self.rows:,} rows, {self.tokens:,} tokens; the longest row has {self.longest:,}, half have "
+            f"{self.median:g} or fewer",
+            f"{self.supervised:,} tokens ({self.share:.0%}) are learnt from, {self.least:,} to {self.most:,} in a row, "
+            "and the end of every answer",
+        ]
+        if self.shortened:
+            lines.append(f"{self.shortened:,} rows lose passages to fit")
+        if self.duplicates:
+            lines.append(f"{self.duplicates:,} rows repeat an earlier one")
+        for what, places in (
+            ("contradict an earlier row with the same prompt", self.contradictions),
+            ("evaluation rows have the prompt of a training row", self.leaked),
+        ):
+            if places:
+                more = ", ..." if len(places) > _SHOWN else ""
+                lines.append(f"{len(places):,} {what}: {', '.join(places[:_SHOWN])}{more}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +114,37 @@ def check_rows(
     rendered: list[TrainingIds] = []
     shortened = duplicates = 0
     contradictions: list[str] = []
-    answers: dict[tuple[str, ...], str] = {}
-    for number, row in enumerate(rows, 1):
+    answers: dict[tuple[Any, ...], str] = {}
+    wrong: dict[str, list[int]] = {_NOTHING: [], _ENDLESS: []}
+    for number, row in enumerate(rows):
         ids, cut = _render(row, renderer, max_length)
         shortened += cut
         if ids.supervised < 1:
-            raise DataError(
-                "no token of this row is learnt from; check that its answer is not empty",
-                path=row.path,
-                line=row.line,
-            )
-        if not ids.ended or ids.labels[-1] not in renderer.end_ids:
-            raise DataError(
-                "the end of the answer is not learnt, so generation would never stop; the chat template must close "
-                "the assistant's turn with the end token",
-                path=row.path,
-                line=row.line,
-            )
+            wrong[_NOTHING].append(number)
+        elif not ids.ended or ids.labels[-1] not in renderer.end_ids:
+            wrong[_ENDLESS].append(number)
         rendered.append(ids)
-        key = _key(row.prompt)
+        key = prompt_key(row.prompt)
         if key not in answers:
             answers[key] = row.answer
         elif answers[key] == row.answer:
             duplicates += 1
         else:
-            contradictions.append(_place(row, number))
-    leaked = [_place(r, n) for n, r in enumerate(eval_rows, 1) if _key(r.prompt) in answers]
+            contradictions.append(_place(row, number + 1))
+    for message, numbers in wrong.items():
+        if numbers:
+            first, *others = numbers
+            more = [_place(rows[n], n + 1) for n in others]
+            also = f" (and {len(more):,} more rows: {', '.join(more[:_SHOWN])})" if more else ""
+            raise DataError(message + also, path=rows[first].path, line=rows[first].line)
+    leaked = [_place(r, n) for n, r in enumerate(eval_rows, 1) if prompt_key(r.prompt) in answers]
     lengths = [len(r.ids) for r in rendered]
     return rendered, DataSummary(
         rows=len(rows),
         tokens=sum(lengths),
         supervised=sum(r.supervised for r in rendered),
+        least=min(r.supervised for r in rendered),
+        most=max(r.supervised for r in rendered),
         longest=max(lengths),
         median=statistics.median(lengths),
         shortened=shortened,
@@ -139,11 +168,20 @@ def refuse_leak(summary: DataSummary) -> None:
         )
 
 
-def preview(rows: Sequence[TrainingRow], renderer: Renderer, n: int = 3) -> list[Preview]:
-    """The first ``n`` rows, split into what is masked and what is learnt; ``str`` greys the masked part."""
+def preview(
+    rows: Sequence[TrainingRow], renderer: Renderer, n: int = 3, *, max_length: int | None = None
+) -> list[Preview]:
+    """The first ``n`` rows, split into what is masked and what is learnt; ``str`` greys the masked part.
+
+    Args:
+        rows: training rows.
+        renderer: of the base to train.
+        n: how many to show.
+        max_length: as in ``check_rows``; None shows rows whole.
+    """
     shown = []
     for number, row in enumerate(rows[:n], 1):
-        ids = renderer.render_training(row.prompt, row.answer)
+        ids = _render(row, renderer, max_length or 1 << 30)[0]
         start = sum(label == IGNORED for label in ids.labels)
         decode = renderer.tokenizer.decode
         shown.append(Preview(_place(row, number), decode(ids.ids[:start]), decode(ids.ids[start:])))
@@ -157,7 +195,7 @@ def _render(row: TrainingRow, renderer: Renderer, max_length: int) -> tuple[Trai
     kept = list(row.prompt.passages or ())
     while kept and len(ids.ids) > max_length:
         kept.pop()
-        ids = renderer.render_training(Prompt(row.prompt.question, tuple(kept)), row.answer)
+        ids = renderer.render_training(replace(row.prompt, passages=tuple(kept)), row.answer)
     if len(ids.ids) > max_length:
         raise DataError(
             f"question and answer take {len(ids.ids):,} tokens and a row may have {max_length:,}; the answer would be "
@@ -166,11 +204,6 @@ def _render(row: TrainingRow, renderer: Renderer, max_length: int) -> tuple[Trai
             line=row.line,
         )
     return ids, True
-
-
-def _key(prompt: Prompt) -> tuple[str, ...]:
-    question = " ".join(prompt.question.casefold().split())
-    return (question, *(p.text for p in prompt.passages or ()))
 
 
 def _place(row: TrainingRow, number: int) -> str:

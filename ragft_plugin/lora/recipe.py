@@ -1,10 +1,25 @@
-"""Recipes: the settings of a training, with defaults that work."""
+"""Recipes: the settings of a training, with defaults that work.
+
+A method is a name for a few of them. All but "full" end as an adapter that can share its base with others:
+
+    lora      B A beside every linear layer, scaled by lora_alpha / r
+    dora      LoRA of the direction of each weight, its length apart; slower, no mixed batches
+    rslora    LoRA scaled by lora_alpha / sqrt(r), so that a high rank learns as fast as a low one
+    qlora     LoRA over a base kept in 4 bits (nf4, double quantisation) while training; needs bitsandbytes
+    pissa     LoRA that starts from the largest singular vectors of the weights; converted to plain LoRA on saving
+    olora     LoRA that starts from a QR decomposition of the weights; converted to plain LoRA on saving
+    full      every weight itself, or those above the first ``freeze`` layers; ends as a new base, not as an adapter
+
+Sources: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA); Kalajdzievski 2023 (rsLoRA); Dettmers et al. 2023 (QLoRA);
+Meng et al. 2024 (PiSSA); Bueyuekakyuez 2024 (OLoRA).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -13,17 +28,35 @@ from transformers.pytorch_utils import Conv1D
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.lora.adapter_files import CHANGES_BASE
 
+# Method -> the fields of PEFT's LoraConfig that make it.
+METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "lora": {},
+        "dora": {"use_dora": True},
+        "rslora": {"use_rslora": True},
+        "dora+rslora": {"use_dora": True, "use_rslora": True},
+        "qlora": {},
+        "pissa": {"init_lora_weights": "pissa"},
+        "olora": {"init_lora_weights": "olora"},
+        "full": {},
+    }
+)
+CONVERTED = ("pissa", "olora")  # they start by changing the base, and are turned into plain LoRA at the end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to train an adapter.
 
     Attributes:
+        method: one of ``METHODS``.
         r: rank of the update.
-        lora_alpha: scale; the update is multiplied by lora_alpha / r. None is 2 r.
+        lora_alpha: scale; the update is multiplied by lora_alpha / r. None is 2 r, and 8 for rslora (the same scale
+            at r = 16, where the two divisors are 16 and 4).
         lora_dropout: share of inputs of the update dropped while training.
         target_modules: names of layers (suffixes), or "all-linear".
-        lora: further fields of PEFT's LoraConfig, such as use_dora, use_rslora, layers_to_transform.
+        freeze: the first so many layers keep their weights; with "full" the embeddings do too.
+        lora: further fields of PEFT's LoraConfig, such as layers_to_transform, rank_pattern, init_lora_weights.
         learning_rate: the highest; None follows the base's width (see ``default_learning_rate``).
         epochs: times every row is seen.
         max_steps: optimiser steps, instead of epochs.
@@ -38,10 +71,12 @@ class Recipe:
         bf16: compute in bfloat16 (weights stay float32); faster where the processor has it.
     """
 
+    method: str = "lora"
     r: int = 16
     lora_alpha: int | None = None
     lora_dropout: float = 0.0
     target_modules: str | Sequence[str] = "all-linear"
+    freeze: int = 0
     lora: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
     epochs: float = 3.0
@@ -57,6 +92,15 @@ class Recipe:
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        if self.method == "lora":  # said in PEFT's words rather than by name
+            named = [m for m in ("dora", "rslora") if self.lora.get(f"use_{m}")]
+            object.__setattr__(self, "method", "+".join(named) or "lora")
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {self.method!r}; expected one of {', '.join(METHODS)}")
+        if self.freeze < 0:
+            raise ConfigError(f"freeze must be 0 or more layers, got {self.freeze}")
+        if self.freeze and "layers_to_transform" in self.lora:
+            raise ConfigError("freeze and layers_to_transform say the same thing twice; give one of them")
         for name in ("r", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -73,7 +117,8 @@ class Recipe:
         if start.startswith(CHANGES_BASE):
             raise ConfigError(
                 f"init_lora_weights={start!r} changes the base's own weights, so that neither the base nor another "
-                "adapter could be served beside this one; leave it out, or use 'gaussian', 'eva' or 'orthogonal'"
+                f"adapter could be served beside this one; take method={CONVERTED[0]!r} or {CONVERTED[1]!r}, which "
+                "are converted to plain LoRA on saving, or leave it out, or use 'gaussian', 'eva' or 'orthogonal'"
             )
 
     def steps(self, rows: int) -> int:
@@ -82,11 +127,24 @@ class Recipe:
             return self.max_steps
         return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
-    @property
-    def method(self) -> str:
-        """The name of the method: lora, dora or rslora."""
-        named = [m for m in ("dora", "rslora") if self.lora.get(f"use_{m}")]
-        return "+".join(named) or "lora"
+    def lora_fields(self) -> dict[str, Any]:
+        """Fields of PEFT's LoraConfig, but for the target modules."""
+        rs = "rslora" in self.method or bool(self.lora.get("use_rslora"))
+        alpha = (8 if rs else 2 * self.r) if self.lora_alpha is None else self.lora_alpha
+        return {
+            "r": self.r,
+            "lora_alpha": alpha,
+            "lora_dropout": self.lora_dropout,
+            "task_type": "CAUSAL_LM",
+            **METHODS[self.method],
+            **self.lora,
+        }
+
+    def rate(self, hidden_size: int) -> float:
+        """The highest learning rate on a base of this width; full tuning wants a tenth of what LoRA does."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return default_learning_rate(hidden_size) / (10 if self.method == "full" else 1)
 
 
 def default_learning_rate(hidden_size: int) -> float:

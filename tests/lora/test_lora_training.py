@@ -15,7 +15,7 @@ from ragft_plugin.errors import AdapterError, ConfigError, DataError
 from ragft_plugin.lora import LoraModel, Recipe, Registry, train_adapter
 from ragft_plugin.lora.quiet import quiet
 from ragft_plugin.lora.recipe import default_learning_rate, linear_modules
-from ragft_plugin.lora.tuning import check_loss
+from ragft_plugin.lora.watch import check_loss
 from ragft_plugin.prompts import closed_book
 
 ROWS = [
