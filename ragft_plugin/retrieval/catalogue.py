@@ -140,8 +140,20 @@ class Catalogue:
         return Settings(**self.meta("settings"))
 
     def state(self) -> State:
-        """Return the state of the last commit."""
-        return State(**self.meta("state"))
+        """Return the state of the last commit.
+
+        Every search asks for it. SQLite's ``data_version`` changes whenever another connection has committed, and is
+        quicker to read than the state itself.
+        """
+        with self.errors():
+            connection = self.connection
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
+        known: tuple[sqlite3.Connection, int, State] | None = getattr(self._local, "known", None)
+        if known is not None and known[0] is connection and known[1] == version:
+            return known[2]
+        state = State(**self.meta("state"))
+        self._local.known = (connection, version, state)
+        return state
 
     @contextmanager
     def snapshot(self) -> Iterator[tuple[State, list[SegmentRecord], list[int]]]:
@@ -249,6 +261,7 @@ class Catalogue:
         """
         with self.errors():
             connection = self.connection
+            self._local.known = None  # a connection's own commits do not change its data_version
             connection.execute("BEGIN IMMEDIATE")
             try:
                 before = self.state()
@@ -290,8 +303,10 @@ class Catalogue:
                 )
                 connection.execute("UPDATE meta SET value=? WHERE key='state'", (json.dumps(asdict(after)),))
                 connection.execute("COMMIT")
+                self._local.known = None
                 return after
             except BaseException:
+                self._local.known = None
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise

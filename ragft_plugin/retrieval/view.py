@@ -97,7 +97,7 @@ class View:
             return [(np.empty(0), np.empty(0, np.int64))] * len(vectors)
         scores, rows = found[0] if len(found) == 1 else [np.concatenate(p, axis=1) for p in zip(*found, strict=True)]
         # Six digits: the last ones of float32 depend on how many queries were multiplied at once.
-        exact = np.round(scores.astype(np.float64), 6)
+        exact = scores.astype(np.float64).round(6)
         best = []
         for s, r in zip(exact, rows, strict=True):
             if len(self.dead):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 from ragft_plugin.retrieval import HashingEncoder, KnowledgeBase
 from ragft_plugin.types import Passage
 
 Model = dict[str, tuple[str, int]]  # id -> text, metadata["n"]
+PATIENCE = 120.0  # seconds more on a machine that is busy with other things
 WORDS = "lamp gear wheel hinge bolt lens pipe cable".split()
 
 
@@ -84,14 +86,11 @@ def churn(path: str, journal: str, first: int) -> None:
             first += 1
 
 
-def rewrite(path: str, seconds: float) -> None:
-    """Give all passages a new generation at once, again and again."""
-    import time
-
-    end = time.monotonic() + seconds
+def rewrite(path: str, stop: str) -> None:
+    """Give all passages a new generation at once, again and again, until there is a file ``stop``."""
     with KnowledgeBase.open(path) as kb:
         generation = 1
-        while time.monotonic() < end:
+        while not Path(stop).exists():
             kb.add(generation_of(generation))
             if generation % 10 == 0:
                 kb.compact()
@@ -105,12 +104,10 @@ def generation_of(number: int) -> list[Passage]:
 
 def read_generations(path: str, seconds: float, answers: str) -> None:
     """Retrieve again and again; note every answer that mixes generations or lacks passages."""
-    import time
-
     end = time.monotonic() + seconds
     reads, wrong, seen = 0, [], set()
     with KnowledgeBase.open(path, read_only=True) as kb:
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end or ((len(seen) <= 3 or reads <= 20) and now < end + PATIENCE):
             mode = ("bm25", "dense", "hybrid")[reads % 3]
             [found] = kb.retrieve(["common lamp"], 100, mode=mode)  # type: ignore[arg-type]
             generations = {p.metadata["generation"] for p in found}
@@ -142,8 +139,6 @@ def read_without_permission(path: str, answers: str) -> None:
 
 def hold(path: str, ready: str) -> None:
     """Write something and keep the knowledge base open. To be killed."""
-    import time
-
     kb = KnowledgeBase.open(path, encoder=HashingEncoder())
     kb.add([Passage("held", "common held", metadata={"n": 0})])
     Path(ready).write_text("ready")
