@@ -1,16 +1,20 @@
 """A routed chain against the same chain written by hand with LangChain's RunnableBranch.
 
-    python benchmarks/langchain_overhead.py                  # on the pocket model, with random adapters
-    python benchmarks/langchain_overhead.py --base random    # on a random Llama
+    python benchmarks/langchain_overhead.py
 
-single   one question, both chains over the same chat models, the same retriever and the same decisions
-         (wanted: at most 1.05x).
-batch    64 mixed questions: the routed chain's ``batch`` against the hand-written chain in a loop (wanted: >= 5x)
-         and its own ``batch`` (wanted: >= 10x). By hand, an arm calls ``generate`` of transformers after
-         ``set_adapter``, under a lock, as it must be: PEFT is not safe to use from several threads.
+Both run the demo: the pocket model, its two adapters, its knowledge base, its questions; arms ``base``, ``rag``,
+``adapter:facts``, ``adapter:tickets`` and ``rag+adapter:tickets``; and obey the same decision, looked up by the kind of
+the question. So what is compared is the chain around the model, not the router in it.
 
-Exactly ``--new-tokens`` tokens are written per answer. All ways are timed in turn, in one process, so that what else
-the machine does falls on all of them; the ratios are of each round, their median with a 95 % bootstrap interval.
+single   one question at a time, over the same chat models and the same retriever (wanted: at most 1.05x).
+batch    64 mixed questions: the routed chain's ``batch`` against the hand-written chain in a loop (wanted: >= 5x) and
+         its own ``batch`` (wanted: >= 10x). By hand, an arm calls ``generate`` of transformers after PEFT's
+         ``set_adapter``, under a lock, as it must be: PEFT is not safe to use from several threads. Beside it, for what
+         the chain alone is worth: the hand-written chain over this package's chat models.
+
+Answers end where the model ends them, and both sides must give the same ones. All ways are timed in turn, in one
+process, so that what else the machine does falls on all of them; the ratios are of each round, their median with a 95 %
+bootstrap interval.
 """
 
 from __future__ import annotations
@@ -18,46 +22,47 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnablePassthrough
-from lora_serving import WORDS, Plain, random_adapter, random_base, timed
+from lora_serving import Plain, timed
 
-from ragft_plugin.demo.pocket import BASE as POCKET
-from ragft_plugin.langchain import ChatLora, RoutedChain
+from ragft_plugin.demo.pocket import ADAPTERS, BASE
+from ragft_plugin.demo.questions import documents, questions
+from ragft_plugin.langchain import ChatLora, KnowledgeBaseVectorStore, RoutedChain
+from ragft_plugin.langchain.chat_messages import messages_from
+from ragft_plugin.langchain.documents import passage_from
 from ragft_plugin.lora import LoraModel
 from ragft_plugin.lora.quiet import quiet
-from ragft_plugin.prompts import INSTRUCTION
-from ragft_plugin.types import Decision, Evidence, Passage, Prompt
+from ragft_plugin.retrieval import KnowledgeBase
+from ragft_plugin.types import Decision, Evidence, Prompt
 
-ARMS = ("base", "rag", "adapter:a", "adapter:b")
+K = 3
+ARMS = ("base", "rag", "adapter:facts", "adapter:tickets", "rag+adapter:tickets")
+ARM_OF_KIND = {
+    "adapter only": "adapter:facts",
+    "documents only": "rag",
+    "changed": "rag",
+    "both": "adapter:facts",
+    "unknown": "base",
+    "plain ticket": "adapter:tickets",
+    "lookup ticket": "rag+adapter:tickets",
+}
+ASKED = {question.query: ARM_OF_KIND[question.kind] for question in questions("test")}
 
 
-def question_of(number: int) -> str:
-    """The question of a number; its number says which arm answers it."""
-    return f"{number} " + " ".join(random.Random(number).choices(WORDS, k=6))
-
-
-def arm_of(question: str) -> str:
-    """The decision that both chains obey."""
-    return ARMS[int(question.split()[0]) % len(ARMS)]
-
-
-class NumberRouter:
-    """Decides by the question's number."""
+class TableRouter:
+    """Looks the decision up."""
 
     arms = ARMS
 
@@ -65,55 +70,65 @@ class NumberRouter:
         self, evidence: Sequence[Evidence], *, cost_weight: float | None = None, arm: str | None = None
     ) -> list[Decision]:
         """The decisions."""
-        return [Decision(e.query, arm_of(e.query), {arm_of(e.query): 1.0}) for e in evidence]
+        return [Decision(e.query, ASKED[e.query], {ASKED[e.query]: 1.0}) for e in evidence]
 
 
-class FixedRetriever(BaseRetriever):
-    """Always finds the same passage: what searching costs is no part of the comparison."""
+class ByHand(Plain):
+    """transformers and PEFT as anyone would use them; answers end where the model ends them."""
 
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        return [Document("the pump near the steel bridge is made in city seven by the blue river", id="1")]
+    def answer(self, adapter: str | None, prompt: Prompt, new: int) -> list[int]:
+        """Ids of one answer."""
+        ids = torch.tensor([self.render(prompt)])
+        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False}
+        with torch.inference_mode():
+            if adapter is None:
+                with self.peft.disable_adapter():
+                    made = self.peft.generate(input_ids=ids, **settings)
+            else:
+                self.peft.set_adapter(adapter, inference_mode=True)
+                made = self.peft.generate(input_ids=ids, **settings)
+        return list(made[0, ids.shape[1] :].tolist())
 
 
-def branches(arms: dict[str, Runnable[Any, Any]]) -> Runnable[Any, Any]:
+def adapter_of(arm: str) -> str | None:
+    """The adapter of an arm; None for the base."""
+    return arm.rpartition("adapter:")[2] if "adapter:" in arm else None
+
+
+def prompt_of(asked: dict[str, Any]) -> Prompt:
+    """The question, with the documents found for it if its arm reads."""
+    passages = asked.get("context")
+    return Prompt(asked["input"], None if passages is None else tuple(map(passage_from, passages)))
+
+
+def branches(retriever: BaseRetriever, arms: dict[str, Runnable[Any, Any]]) -> Runnable[Any, Any]:
     """The chain by hand: retrieve where the arm reads, then answer."""
-    retriever = FixedRetriever()
     found = RunnablePassthrough.assign(context=(lambda asked: asked["input"]) | retriever)
     chains = {
-        name: (found if name == "rag" else RunnablePassthrough.assign(context=lambda _: [])).assign(answer=arm)
+        name: found.assign(answer=arm) if name.startswith("rag") else RunnablePassthrough.assign(answer=arm)
         for name, arm in arms.items()
     }
-    cases = [(lambda asked, name=name: arm_of(asked["input"]) == name, chain) for name, chain in chains.items()]
-    return RunnableBranch(*cases[:-1], chains[ARMS[-1]])
+    *first, last = chains.items()
+    return RunnableBranch(*((lambda asked, n=n: ASKED[asked["input"]] == n, chain) for n, chain in first), last[1])
 
 
-def chat_arms(models: dict[str, ChatLora]) -> dict[str, Runnable[Any, Any]]:
-    """Arms over chat models, as LangChain's documentation writes them."""
-    closed = ChatPromptTemplate.from_messages([("human", "{input}")])
-    opened = ChatPromptTemplate.from_messages([("system", INSTRUCTION + "\n\n{passages}"), ("human", "{input}")])
-    listed = RunnablePassthrough.assign(
-        passages=lambda asked: "\n\n".join(f"[{i}] {one.page_content}" for i, one in enumerate(asked["context"], 1))
-    )
-    arms: dict[str, Runnable[Any, Any]] = {name: closed | model | StrOutputParser() for name, model in models.items()}
-    return {"base": arms["base"], "rag": listed | opened | models["base"] | StrOutputParser(), **arms}
+def chat_arms(models: dict[str | None, ChatLora]) -> dict[str, Runnable[Any, Any]]:
+    """Arms over chat models."""
+    prompt = RunnableLambda(lambda asked: messages_from(prompt_of(asked)))
+    return {arm: prompt | models[adapter_of(arm)] | StrOutputParser() for arm in ARMS}
 
 
-def plain_arms(plain: Plain, model: LoraModel, new: int) -> dict[str, Runnable[Any, Any]]:
+def plain_arms(plain: ByHand, model: LoraModel, new: int) -> dict[str, Runnable[Any, Any]]:
     """Arms over transformers and PEFT, as one would write them by hand."""
     lock = threading.Lock()
 
     def answer(asked: dict[str, Any], adapter: str | None) -> str:
-        passages = tuple(Passage(one.id or "", one.page_content) for one in asked["context"])
-        prompt = Prompt(asked["input"], passages or None)
         with lock:
-            ids = plain.generate(adapter, [prompt], new)[0]
-        return model.renderer.decode(ids[-new:].tolist()).strip()
+            ids = plain.answer(adapter, prompt_of(asked), new)
+        return model.renderer.decode(ids).strip()
 
-    adapters = {"base": None, "rag": None, "adapter:a": "a", "adapter:b": "b"}
-    return {
-        name: RunnableLambda(lambda asked, adapter=adapter: answer(asked, adapter))
-        for name, adapter in adapters.items()
-    }
+    adapters = {arm: adapter_of(arm) for arm in ARMS}
+    return {arm: RunnableLambda(lambda asked, arm=arm: answer(asked, adapters[arm])) for arm in ARMS}
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, Any]:
@@ -125,89 +140,87 @@ def ratio(slow: list[float], fast: list[float]) -> dict[str, Any]:
     return {"median": float(np.median(ratios)), "ci95": [float(low), float(high)], "rounds": len(ratios)}
 
 
-def single(model: LoraModel, rounds: int, new: int, calls: int) -> dict[str, Any]:
-    """One question at a time, over the same chat models."""
-    models = {
-        name: ChatLora(backend=model, model=name.removeprefix("adapter:"), max_tokens=new)
-        for name in ("base", "adapter:a", "adapter:b")
-    }
-    by_hand = branches(chat_arms(models))
-    routed = RoutedChain.from_parts(router=NumberRouter(), models=models, retriever=FixedRetriever())
-    results = {}
-    for number, arm in enumerate(ARMS):
-        question = question_of(number)
-        same = by_hand.invoke({"input": question})["answer"] == routed.invoke(question)["answer"]
-        seconds = timed(
-            {
-                "by_hand": lambda question=question: [by_hand.invoke({"input": question}) for _ in range(calls)],
-                "routed": lambda question=question: [routed.invoke(question) for _ in range(calls)],
-            },
-            rounds,
-        )
-        results[arm] = {
-            "same_answer": same,
-            "ms": {name: 1000 / calls * float(np.median(column)) for name, column in seconds.items()},
-            "routed_over_by_hand": ratio(seconds["routed"], seconds["by_hand"]),
-        }
-    return results
+def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> int:
+    """How many answers are equal, and what was read for them."""
 
+    def read(answer: dict[str, Any]) -> list[str | None]:
+        found: list[Document] = answer.get("context") or []
+        return [document.id for document in found]
 
-def batch(model: LoraModel, plain: Plain, rounds: int, new: int) -> dict[str, Any]:
-    """64 mixed questions."""
-    questions = [question_of(number) for number in range(64)]
-    by_hand = branches(plain_arms(plain, model, new))
-    models = {
-        "base": model.generator(None, max_new_tokens=new),
-        **{f"adapter:{name}": model.generator(name, max_new_tokens=new) for name in "ab"},
-    }
-    routed = RoutedChain.from_parts(router=NumberRouter(), models=models, retriever=FixedRetriever())
-    asked = [{"input": question} for question in questions]
-    one, other = by_hand.batch(asked), routed.batch(questions)
-    seconds = timed(
-        {
-            "loop": lambda: [by_hand.invoke(one) for one in asked],
-            "batch": lambda: by_hand.batch(asked),
-            "routed": lambda: routed.batch(questions),
-        },
-        rounds,
-    )
-    return {
-        "questions": len(questions),
-        "same_answers": sum(a["answer"].strip() == b["answer"].strip() for a, b in zip(one, other, strict=True)),
-        "seconds": {name: float(np.median(column)) for name, column in seconds.items()},
-        "times_the_loop": ratio(seconds["loop"], seconds["routed"]),
-        "times_the_batch": ratio(seconds["batch"], seconds["routed"]),
-    }
+    return sum(a["answer"] == b["answer"] and read(a) == read(b) for a, b in zip(one, other, strict=True))
 
 
 def main() -> None:
     """Run both parts and print a report in JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default=str(POCKET), help="folder of a base, or 'random'")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--new-tokens", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=10, help="single calls per round")
-    parser.add_argument("--parts", nargs="+", default=["single", "batch"])
+    parser.add_argument("--new-tokens", type=int, default=64, help="at most so many tokens are written")
+    parser.add_argument("--singles", type=int, default=5, help="questions per arm and round, one at a time")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, quiet():
-        root = Path(scratch)
-        base = random_base(root / "base", hidden=256, layers=4) if args.base == "random" else Path(args.base)
-        adapters = {name: random_adapter(base, root / name, seed=seed, r=8) for seed, name in enumerate("ab", 1)}
-        with LoraModel.load(base, device="cpu") as model:
-            for name, folder in adapters.items():
-                model.load_adapter(name, folder)
-            model.renderer.end_ids = (-1,)  # write exactly as many tokens as by hand
-            parts: dict[str, Callable[[], Any]] = {
-                "single": lambda: single(model, args.rounds, args.new_tokens, args.calls),
-                "batch": lambda: batch(model, Plain(base, adapters, model), args.rounds, args.new_tokens),
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        quiet(),
+        KnowledgeBase.create(Path(scratch) / "kb") as knowledge_base,
+        LoraModel.load(BASE, device="cpu") as model,
+    ):
+        knowledge_base.add(documents())
+        for name, folder in ADAPTERS.items():
+            model.load_adapter(name, folder)
+        retriever = KnowledgeBaseVectorStore(knowledge_base).as_retriever(search_kwargs={"k": K})
+        models = {
+            name: ChatLora(backend=model, model=name or "base", max_tokens=args.new_tokens)
+            for name in (None, *ADAPTERS)
+        }
+        by_hand = branches(retriever, chat_arms(models))
+        plain = branches(retriever, plain_arms(ByHand(BASE, ADAPTERS, model), model, args.new_tokens))
+        named = {"base" if name is None else f"adapter:{name}": chat for name, chat in models.items()}
+        routed = RoutedChain.from_parts(router=TableRouter(), models=named, retriever=retriever, k=K)
+
+        drawn = list(ASKED)[:64]
+        asked = [{"input": question} for question in drawn]
+        answers = routed.batch(drawn)
+        report: dict[str, Any] = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "arms": {arm: sum(ASKED[question] == arm for question in drawn) for arm in ARMS},
+            "same_answers": {
+                "of": len(drawn),
+                "by hand over transformers": same(answers, plain.batch(asked)),
+                "by hand over the same chat models": same(answers, by_hand.batch(asked)),
+                "routed, one at a time": same(answers, [routed.invoke(question) for question in drawn]),
+            },
+            "single": {},
+        }
+        for arm in ARMS:
+            some = [question for question in drawn if ASKED[question] == arm][: args.singles]
+            seconds = timed(
+                {
+                    "by_hand": lambda some=some: [by_hand.invoke({"input": question}) for question in some],
+                    "routed": lambda some=some: [routed.invoke(question) for question in some],
+                    "plain": lambda some=some: [plain.invoke({"input": question}) for question in some],
+                },
+                args.rounds,
+            )
+            report["single"][arm] = {
+                "ms": {name: 1000 / len(some) * float(np.median(column)) for name, column in seconds.items()},
+                "routed_over_by_hand": ratio(seconds["routed"], seconds["by_hand"]),
+                "routed_over_plain": ratio(seconds["routed"], seconds["plain"]),
             }
-            report = {
-                "date": datetime.now(UTC).date().isoformat(),
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                "base": base.name if args.base == "random" else args.base,
-                "new_tokens": args.new_tokens,
-                **{part: parts[part]() for part in args.parts},
-            }
+        seconds = timed(
+            {
+                "routed": lambda: routed.batch(drawn),
+                "loop": lambda: [plain.invoke(one) for one in asked],
+                "batch": lambda: plain.batch(asked),
+                "loop_same_models": lambda: [by_hand.invoke(one) for one in asked],
+                "batch_same_models": lambda: by_hand.batch(asked),
+            },
+            args.rounds,
+        )
+        report["batch"] = {
+            "questions": len(drawn),
+            "seconds": {name: float(np.median(column)) for name, column in seconds.items()},
+            **{f"times_the_{way}": ratio(seconds[way], seconds["routed"]) for way in seconds if way != "routed"},
+        }
     print(json.dumps(report, indent=2))
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragft_plugin.decision_record import decision_from_dict, decision_to_dict
     from ragft_plugin.langchain.chain import RoutedChain
     from ragft_plugin.langchain.chat_lora import ChatLora
     from ragft_plugin.langchain.citation import citations
     from ragft_plugin.langchain.decision_models import decision_model
-    from ragft_plugin.langchain.decisions import decision_from_dict, decision_to_dict
     from ragft_plugin.langchain.documents import document_from, passage_from
     from ragft_plugin.langchain.embeddings import EmbeddingsEncoder, EncoderEmbeddings
     from ragft_plugin.langchain.generators import ChatModelGenerator, from_chat_model
@@ -45,9 +45,9 @@ _MODULES = {
     "answer_tool": "nodes",
     "arm_edge": "nodes",
     "citations": "citation",
-    "decision_from_dict": "decisions",
+    "decision_from_dict": ".decision_record",
     "decision_model": "decision_models",
-    "decision_to_dict": "decisions",
+    "decision_to_dict": ".decision_record",
     "document_from": "documents",
     "from_chat_model": "generators",
     "from_retriever": "retrievers",
@@ -90,7 +90,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in {"langchain_core", "langchain", "langgraph"}:

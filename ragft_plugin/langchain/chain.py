@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, cast
@@ -26,14 +26,15 @@ from ragft_plugin.langchain.chain_io import (
     read,
     undecided,
 )
-from ragft_plugin.langchain.decisions import routed_from
 from ragft_plugin.langchain.graph import graph_of, runnables_of
 from ragft_plugin.langchain.parts import pipeline_from
-from ragft_plugin.langchain.questions import Asked, asked_from, condenser, standalone
+from ragft_plugin.langchain.questions import Asked, asked_from, condenser, routed_from, standalone
+from ragft_plugin.langchain.requests import request_of
 from ragft_plugin.langchain.retriever import RoutedRetriever
-from ragft_plugin.langchain.tracing import Call, aroute, parents, route, set_parent
+from ragft_plugin.langchain.runs import Call, parents, set_parent
+from ragft_plugin.langchain.traced import watched
+from ragft_plugin.langchain.tracing import aroute, route
 from ragft_plugin.pipeline import Pipeline
-from ragft_plugin.types import Filter
 
 # Stands for the pipeline in what is dumped.
 PIPELINE_ID = "RAGFT_PIPELINE"
@@ -115,14 +116,14 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         self, input: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **settings: Any
     ) -> dict[str, Any]:
         asked = asked_from(input)
-        return self._answer([asked], [Call.of(asked.question, run_manager, config)], self._request(**settings))[0]
+        return self._answer([asked], [Call.of(asked.question, run_manager, config)], request_of(self, **settings))[0]
 
     async def _ainvoke(
         self, input: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig, **settings: Any
     ) -> dict[str, Any]:
         asked = asked_from(input)
         call = Call.of(asked.question, run_manager, config)
-        return (await self._aanswer([asked], [call], self._request(**settings)))[0]
+        return (await self._aanswer([asked], [call], request_of(self, **settings)))[0]
 
     def batch(
         self,
@@ -156,7 +157,7 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         isolate: bool,
         **settings: Any,
     ) -> list[Exception | dict[str, Any]]:
-        request = self._request(**settings)
+        request = request_of(self, **settings)
         asked, calls, faults = read(inputs, run_manager, config, isolate)
         try:
             made: list[Any] = list(self._answer(asked, calls, request))
@@ -179,7 +180,7 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         isolate: bool,
         **settings: Any,
     ) -> list[Exception | dict[str, Any]]:
-        request = self._request(**settings)
+        request = request_of(self, **settings)
         asked, calls, faults = read(inputs, run_manager, config, isolate)
         try:
             made: list[Any] = list(await self._aanswer(asked, calls, request))
@@ -232,12 +233,13 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
     def _transform(
         self, input: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig, **settings: Any
     ) -> Iterator[dict[str, Any]]:
-        request = self._request(**settings)
+        request = request_of(self, **settings)
         asked = asked_from(joined(list(input)))
         call = Call.of(asked.question, run_manager, config)
         (routed,) = self._route([asked], [call], request)
-        set_parent(call.after(routed))
-        stream = self.pipeline.stream(routed, **request)
+        call = call.after(routed)
+        set_parent(call)
+        stream = watched(self.pipeline, [call.config]).stream(routed, **request)
         first = True
         for piece in stream:
             yield part_of(asked, stream, piece, first)
@@ -251,12 +253,13 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
         config: RunnableConfig,
         **settings: Any,
     ) -> AsyncIterator[dict[str, Any]]:
-        request = self._request(**settings)
+        request = request_of(self, **settings)
         asked = asked_from(joined([part async for part in input]))
         call = Call.of(asked.question, run_manager, config)
         (routed,) = await self._aroute([asked], [call], request)
-        set_parent(call.after(routed))
-        stream = self.pipeline.stream(routed, **request)
+        call = call.after(routed)
+        set_parent(call)
+        stream = watched(self.pipeline, [call.config]).stream(routed, **request)
         first = True
         async with aclosing(aiter(stream)) as pieces:
             async for piece in pieces:
@@ -270,47 +273,33 @@ class RoutedChain(RunnableSerializable[Any, dict[str, Any]]):
     def _answer(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[dict[str, Any]]:
         routed = self._route(asked, calls, request)
         with parents([call.after(item) for call, item in zip(calls, routed, strict=True)]):
-            answers = self.pipeline.complete(routed, **request)
+            answers = self._watched(calls).complete(routed, **request)
         return [output_of(one, answer, self.cite) for one, answer in zip(asked, answers, strict=True)]
 
     async def _aanswer(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[dict[str, Any]]:
         routed = await self._aroute(asked, calls, request)
         with parents([call.after(item) for call, item in zip(calls, routed, strict=True)]):
-            answers = await self.pipeline.acomplete(routed, **request)
+            answers = await self._watched(calls).acomplete(routed, **request)
         return [output_of(one, answer, self.cite) for one, answer in zip(asked, answers, strict=True)]
 
     def _route(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[Routed]:
         """Decide what is not decided yet, each question understandable by itself."""
-        calls = drive(standalone(asked, calls, condenser(self.condense, self.pipeline), self.options))
+        calls = drive(standalone(asked, calls, condenser(self.condense, self._watched(calls)), self.options))
         made = iter(route(self.pipeline, *undecided(asked, calls, request), request))
         return [self._decided(one, call, request) or next(made) for one, call in zip(asked, calls, strict=True)]
 
     async def _aroute(self, asked: list[Asked], calls: list[Call], request: dict[str, Any]) -> list[Routed]:
-        calls = await adrive(standalone(asked, calls, condenser(self.condense, self.pipeline), self.options))
+        calls = await adrive(standalone(asked, calls, condenser(self.condense, self._watched(calls)), self.options))
         made = iter(await aroute(self.pipeline, *undecided(asked, calls, request), request))
         return [self._decided(one, call, request) or next(made) for one, call in zip(asked, calls, strict=True)]
+
+    def _watched(self, calls: list[Call]) -> Pipeline:
+        return watched(self.pipeline, [call.config for call in calls])
 
     def _decided(self, asked: Asked, call: Call, request: dict[str, Any]) -> Routed | None:
         if asked.decision is None:
             return None
         return routed_from(asked.decision, asked.evidence(call.question, request["scope"]))
-
-    def _request(
-        self,
-        *,
-        k: int | None = None,
-        filter: Filter | None = None,
-        cost_weight: float | None = None,
-        arm: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "k": self.k if k is None else k,
-            "scope": self.filter if filter is None else filter,
-            "cost_weight": self.cost_weight if cost_weight is None else cost_weight,
-            "arm": arm or self.arm,
-            "options": {**self.options, **(options or {})},
-        }
 
     # ------------------------------------------------------------------------------------------ what LangChain asks
 

@@ -17,11 +17,11 @@ from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
 from ragft_plugin.answer_stream import AnswerStream
+from ragft_plugin.decision_record import decision_to_dict
 from ragft_plugin.langchain.citation import Citation, citations
-from ragft_plugin.langchain.decisions import decision_to_dict
 from ragft_plugin.langchain.documents import document_from
 from ragft_plugin.langchain.questions import Asked, asked_from
-from ragft_plugin.langchain.tracing import Call
+from ragft_plugin.langchain.runs import Call
 from ragft_plugin.types import Answer, Evidence
 
 

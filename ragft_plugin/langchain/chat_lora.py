@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, UsageMetadata
-from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables.config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    get_config_list,
+    merge_configs,
+)
 from langchain_core.tools import BaseTool
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
 from ragft_plugin.arms import Arm
 from ragft_plugin.course import Course, Generate, adrive, astream
-from ragft_plugin.langchain.chat_messages import message_from, prompt_from
+from ragft_plugin.langchain.chat_messages import prompt_from
+from ragft_plugin.langchain.chat_outputs import chunk_from, facts_of, result_from, usage_of
 from ragft_plugin.types import Generation, Generator, Prompt
 
 BASE = "base"
@@ -110,7 +117,7 @@ class ChatLora(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         if kwargs.get("tools"):
-            yield _chunk(self._generate(messages, stop, None, **kwargs))
+            yield chunk_from(self._generate(messages, stop, None, **kwargs))
             return
         prompt, arm, options = self._call(messages, stop, kwargs)
         text = ""
@@ -130,7 +137,7 @@ class ChatLora(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         if kwargs.get("tools"):
-            yield _chunk(await self._agenerate(messages, stop, None, **kwargs))
+            yield chunk_from(await self._agenerate(messages, stop, None, **kwargs))
             return
         prompt, arm, options = self._call(messages, stop, kwargs)
         text = ""
@@ -151,10 +158,83 @@ class ChatLora(BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer together: all inputs wait at once, and the backend's worker writes them as one batch."""
-        # LangChain's pool has a handful of threads; here each only waits, so there may be one per input.
-        configs = [{"max_concurrency": len(inputs), **one} for one in get_config_list(config, len(inputs))]
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)  # type: ignore[arg-type]
+        """Answer together: one generation for all inputs, each of them a run of its own."""
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        if return_exceptions or self._apart(configs):
+            # One by one; LangChain's pool has a handful of threads, but here each only waits for the one worker.
+            wide = [{"max_concurrency": len(inputs), **one} for one in configs]
+            return super().batch(inputs, wide, return_exceptions=return_exceptions, **kwargs)  # type: ignore[arg-type]
+        asked = self._asked(inputs, kwargs)
+        runs = [
+            get_callback_manager_for_config(told).on_chat_model_start(self._serialized, **start)[0]
+            for told, start in self._starts(asked.messages, configs, kwargs)
+        ]
+        try:
+            made = asked.arm.generator.generate(asked.prompts, **asked.options)
+        except BaseException as error:
+            for run in runs:
+                run.on_llm_error(error)
+            raise
+        results = [self._result(one, asked.arm.name, kwargs) for one in made]
+        for run, result in zip(runs, results, strict=True):
+            run.on_llm_end(LLMResult(generations=[[*result.generations]]))
+        return [_message(run, result) for run, result in zip(runs, results, strict=True)]
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """As ``batch``, without blocking the event loop."""
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        if return_exceptions or self._apart(configs):
+            return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        asked = self._asked(inputs, kwargs)
+        runs = []
+        for told, start in self._starts(asked.messages, configs, kwargs):
+            manager = get_async_callback_manager_for_config(told)
+            runs += await manager.on_chat_model_start(self._serialized, **start)
+        try:
+            made = await adrive(_generated(Generate(asked.arm, asked.prompts, asked.options)))
+        except BaseException as error:
+            for run in runs:
+                await run.on_llm_error(error)
+            raise
+        results = [self._result(one, asked.arm.name, kwargs) for one in made]
+        for run, result in zip(runs, results, strict=True):
+            await run.on_llm_end(LLMResult(generations=[[*result.generations]]))
+        return [_message(run, result) for run, result in zip(runs, results, strict=True)]
+
+    def _apart(self, configs: Sequence[RunnableConfig]) -> bool:
+        """Whether what LangChain does around single calls is wanted: caching, rate limits, streaming, few at once."""
+        if not configs or self.cache or (self.cache is None and get_llm_cache() is not None) or self.rate_limiter:
+            return True
+        managers = [get_callback_manager_for_config(config) for config in configs]
+        streams = any(isinstance(one, _StreamingCallbackHandler) for manager in managers for one in manager.handlers)
+        return streams or configs[0].get("max_concurrency") is not None
+
+    def _asked(self, inputs: Sequence[LanguageModelInput], given: Mapping[str, Any]) -> _Asked:
+        messages = [self._convert_input(value).to_messages() for value in inputs]
+        rest = {name: value for name, value in given.items() if name != "stop"}
+        calls = [self._call(one, given.get("stop"), rest) for one in messages]
+        _, arm, options = calls[0]
+        return _Asked(messages, [prompt for prompt, _, _ in calls], arm, options)
+
+    def _starts(
+        self, messages: Sequence[list[BaseMessage]], configs: Sequence[RunnableConfig], given: Mapping[str, Any]
+    ) -> Iterator[tuple[RunnableConfig, dict[str, Any]]]:
+        """For each input the configuration of its run, with the model's own, and what the run is told at its start."""
+        stop = given.get("stop")
+        rest = {name: value for name, value in given.items() if name != "stop"}
+        facts = {**(self.metadata or {}), **self._get_ls_params(stop=stop, **rest)}
+        start = {"invocation_params": self._get_invocation_params(stop=stop, **rest), "options": {"stop": stop}}
+        for one, config in zip(messages, configs, strict=True):
+            own = RunnableConfig(callbacks=self.callbacks, tags=self.tags or [], metadata=facts)
+            run = {"name": config.get("run_name"), "run_id": config.get("run_id")}
+            yield merge_configs(config, own), {"messages": [one], **start, **run}
 
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]
@@ -175,24 +255,16 @@ class ChatLora(BaseChatModel):
         return prompt, Arm(name, generator), {name: value for name, value in options.items() if value is not None}
 
     def _result(self, made: Generation, name: str, given: Mapping[str, Any]) -> ChatResult:
-        facts: dict[str, Any] = {**self._facts(name), "finish_reason": made.finish_reason}
-        if given.get("logprobs", self.logprobs) and made.logprobs is not None:
-            facts["logprobs"] = {"content": _tokens(made)}
-        usage = _usage(made.usage.prompt_tokens, made.usage.completion_tokens)
-        message = message_from(made.text, tools=bool(given.get("tools")), usage_metadata=usage, response_metadata=facts)
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=facts)])
+        return result_from(made, name, tools=bool(given.get("tools")), logprobs=given.get("logprobs", self.logprobs))
 
     def _last(self, prompt: Prompt, text: str, name: str) -> ChatGenerationChunk:
         """The chunk that ends a stream."""
         renderer = getattr(self.backend, "renderer", None)
-        usage = None if renderer is None else _usage(len(renderer.render(prompt)), len(renderer.encode(text)))
+        usage = None if renderer is None else usage_of(len(renderer.render(prompt)), len(renderer.encode(text)))
         message = AIMessageChunk(
-            content="", response_metadata=self._facts(name), usage_metadata=usage, chunk_position="last"
+            content="", response_metadata=facts_of(name), usage_metadata=usage, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
-
-    def _facts(self, name: str) -> dict[str, Any]:
-        return {"model_name": name, "model_provider": "ragft_plugin"}
 
     # -------------------------------------------------------------------------------------- tools and structured output
 
@@ -239,44 +311,23 @@ class ChatLora(BaseChatModel):
         return super().get_token_ids(text) if renderer is None else list(renderer.encode(text))
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Several inputs of one call, read."""
+
+    messages: list[list[BaseMessage]]
+    prompts: list[Prompt]
+    arm: Arm
+    options: dict[str, Any]
+
+
+def _message(run: Any, result: ChatResult) -> AIMessage:
+    message = result.generations[0].message
+    assert isinstance(message, AIMessage)
+    message.id = f"lc_run--{run.run_id}"  # as LangChain names them
+    return message
+
+
 def _generated(work: Generate) -> Course[list[Generation]]:
     made: list[Generation] = yield work
     return made
-
-
-def _chunk(result: ChatResult) -> ChatGenerationChunk:
-    """A whole message as the one chunk of a stream: tool calls are only known at the end."""
-    message = result.generations[0].message
-    assert isinstance(message, AIMessage)
-    calls = [
-        tool_call_chunk(name=one["name"], args=json.dumps(one["args"]), id=one["id"], index=i)
-        for i, one in enumerate(message.tool_calls)
-    ]
-    calls += [
-        tool_call_chunk(name=one["name"], args=one["args"], id=one["id"], index=len(calls) + i)
-        for i, one in enumerate(message.invalid_tool_calls)
-    ]
-    return ChatGenerationChunk(
-        message=AIMessageChunk(
-            content=message.content,
-            tool_call_chunks=calls,
-            usage_metadata=message.usage_metadata,
-            response_metadata=message.response_metadata,
-            chunk_position="last",
-        )
-    )
-
-
-def _usage(read: int, written: int) -> UsageMetadata:
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
-
-
-def _tokens(made: Generation) -> list[dict[str, Any]]:
-    """Log-probabilities in the form that OpenAI's interface gave to the field; margins and entropies beside them."""
-    logprobs = made.logprobs or ()
-    nothing = (None,) * len(logprobs)
-    rows = zip(logprobs, made.margins or nothing, made.entropies or nothing, strict=True)
-    return [
-        {"token": None, "logprob": logprob, "top_logprobs": [], "margin": margin, "entropy": entropy}
-        for logprob, margin, entropy in rows
-    ]

@@ -11,13 +11,24 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    ToolCall,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 from langchain_core.utils.uuid import uuid7
 
+from ragft_plugin.decision_record import passage_to_dict
 from ragft_plugin.errors import DataError
-from ragft_plugin.types import Prompt
+from ragft_plugin.types import Passage, Prompt
 
+# Where passages stand beside a message.
+PASSAGES = "passages"
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "user", "function": "user", "chat": "user"}
 TOOLS = (
     "You may call functions. Their signatures stand in <tools></tools>:\n<tools>\n{tools}\n</tools>\n"
@@ -36,6 +47,8 @@ def prompt_from(
         messages: at least one; the last not of the model itself.
         tools: functions that may be called, in OpenAI's form.
         tool_choice: name of the function that must be called, "any" for any of them, None to leave it open.
+
+    Passages to read may stand in ``additional_kwargs["passages"]`` of the last message, as ``{"id", "text"}``.
 
     Raises:
         DataError: if there is no message, the last is the model's own, or one holds more than text.
@@ -58,7 +71,21 @@ def prompt_from(
     if not messages or merged[-1][0] != "user":
         raise DataError("the last message must be a human's or a tool's; there is nothing to answer")
     *said, (_, question) = merged
-    return Prompt(question, turns=tuple(said))
+    return Prompt(question, _passages(messages[-1]), tuple(said))
+
+
+def messages_from(prompt: Prompt) -> list[BaseMessage]:
+    """The chat messages of a prompt; ``prompt_from`` is the inverse.
+
+    Passages go beside the last message, not into it: how they are best shown is known to the model's own template.
+
+    Example:
+        >>> asked = Prompt("Where?", (Passage("1", "In Rome."),))
+        >>> prompt_from(messages_from(asked)) == asked
+        True
+    """
+    beside = {} if prompt.passages is None else {PASSAGES: [passage_to_dict(passage) for passage in prompt.passages]}
+    return [*convert_to_messages(prompt.turns), HumanMessage(prompt.question, additional_kwargs=beside)]
 
 
 def message_from(text: str, *, tools: bool = False, **fields: Any) -> AIMessage:
@@ -83,6 +110,18 @@ def message_from(text: str, *, tools: bool = False, **fields: Any) -> AIMessage:
             reason = f"{type(error).__name__}: {error}"
             invalid.append(invalid_tool_call(name=None, args=written, id=f"call_{uuid7()}", error=reason))
     return AIMessage(_CALL.sub("", text).strip(), tool_calls=calls, invalid_tool_calls=invalid, **fields)
+
+
+def _passages(message: BaseMessage) -> tuple[Passage, ...] | None:
+    rows = message.additional_kwargs.get(PASSAGES)
+    if rows is None:
+        return None
+    try:
+        return tuple(Passage(**row) for row in rows)
+    except TypeError as error:
+        raise DataError(
+            f"additional_kwargs[{PASSAGES!r}] of the last message must be a list of dicts with id and text ({error})"
+        ) from error
 
 
 def _told(tools: Sequence[Mapping[str, Any]], tool_choice: str | None) -> str:

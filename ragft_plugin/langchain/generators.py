@@ -13,9 +13,11 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 
 from ragft_plugin.errors import ConfigError, GenerationError
+from ragft_plugin.langchain.chat_lora import ChatLora
+from ragft_plugin.langchain.chat_messages import messages_from
 from ragft_plugin.langchain.deadline import each_within, within
 from ragft_plugin.langchain.documents import document_from
-from ragft_plugin.langchain.tracing import configs_of
+from ragft_plugin.langchain.runs import configs_of
 from ragft_plugin.prompts import messages
 from ragft_plugin.types import Generation, Generator, Prompt, Usage
 
@@ -40,8 +42,8 @@ def from_chat_model(
     Args:
         model: what writes the answer; a generator of the pipeline is returned as it is.
         render: makes the model's input of a ``Prompt``. By default a model is given chat messages, with the passages
-            in a system message; any other Runnable ``{"input": question, "context": documents}``, as by
-            ``create_retrieval_chain``.
+            in a system message (``ChatLora`` beside the question, for its base's own template); any other Runnable
+            ``{"input": question, "context": documents}``, as by ``create_retrieval_chain``.
         option_names: how the model names ``max_new_tokens``, ``temperature``, ``stop`` and ``seed``. They reach
             models only; a chain keeps its own settings. ``timeout`` is kept here, for both.
 
@@ -77,8 +79,9 @@ class ChatModelGenerator:
         option_names: Mapping[str, str] = OPTION_NAMES,
     ) -> None:
         self.model = model
-        self._to_model = is_model(model)
-        self._render = render or (_messages if self._to_model else _inputs)
+        found = model_in(model)
+        self._to_model = found is not None
+        self._render = render or _rendering(found)
         self._option_names = option_names
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
@@ -179,17 +182,23 @@ def text_of(reply: object) -> str:
     raise GenerationError(f"expected a string, a message or a dict with 'answer', not {type(reply).__name__}")
 
 
-def is_model(model: Runnable[Any, Any]) -> bool:
-    """Whether the input is a prompt for a language model, looking through what wraps it."""
+def model_in(model: Runnable[Any, Any]) -> BaseLanguageModel[Any] | None:
+    """The language model that is given the input, looking through what wraps it; None if another Runnable is."""
     if isinstance(model, BaseLanguageModel):
-        return True
+        return model
     if isinstance(model, RunnableBindingBase):
-        return is_model(model.bound)
+        return model_in(model.bound)
     if isinstance(model, RunnableWithFallbacks):
-        return is_model(model.runnable)
+        return model_in(model.runnable)
     if isinstance(model, DynamicRunnable):
-        return is_model(model.default)
-    return isinstance(model, RunnableSequence) and is_model(model.first)
+        return model_in(model.default)
+    return model_in(model.first) if isinstance(model, RunnableSequence) else None
+
+
+def _rendering(model: BaseLanguageModel[Any] | None) -> Render:
+    if model is None:
+        return _inputs
+    return messages_from if isinstance(model, ChatLora) else _messages
 
 
 def _messages(prompt: Prompt) -> list[BaseMessage]:

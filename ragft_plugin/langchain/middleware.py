@@ -10,11 +10,14 @@ from langchain.agents.middleware.types import ExtendedModelResponse, ModelReques
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 
+from ragft_plugin.decision_record import decision_to_dict
 from ragft_plugin.errors import ConfigError, DataError
-from ragft_plugin.langchain.decisions import decision_to_dict
 from ragft_plugin.langchain.documents import document_from, passage_from
+from ragft_plugin.langchain.runs import Call, parents
+from ragft_plugin.langchain.traced import watched
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.prompts import check_question, messages
 from ragft_plugin.types import Filter, Passage, Prompt
@@ -99,12 +102,18 @@ class RoutingMiddleware(AgentMiddleware[RoutingState, Any, Any]):
         return ExtendedModelResponse(await handler(self._routed(request, found)), Command(update=found))
 
     def _decided(self, said: list[Any]) -> dict[str, Any]:
-        routed = self.pipeline.decide([_question(said)], **self._request)
-        return _state(routed[0].decision, self.pipeline.passages(routed, **self._request)[0])
+        question, config = _question(said), ensure_config()
+        with parents([Call(question, None, config)]):
+            seen = watched(self.pipeline, [config])
+            routed = seen.decide([question], **self._request)
+            return _state(routed[0].decision, seen.passages(routed, **self._request)[0])
 
     async def _adecided(self, said: list[Any]) -> dict[str, Any]:
-        routed = await self.pipeline.adecide([_question(said)], **self._request)
-        return _state(routed[0].decision, (await self.pipeline.apassages(routed, **self._request))[0])
+        question, config = _question(said), ensure_config()
+        with parents([Call(question, None, config)]):
+            seen = watched(self.pipeline, [config])
+            routed = await seen.adecide([question], **self._request)
+            return _state(routed[0].decision, (await seen.apassages(routed, **self._request))[0])
 
     def _routed(self, request: ModelRequest[Any], state: Mapping[str, Any]) -> ModelRequest[Any]:
         changes: dict[str, Any] = {}

@@ -14,10 +14,12 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool
 
+from ragft_plugin.decision_record import decision_to_dict
 from ragft_plugin.langchain.chain import RoutedChain
-from ragft_plugin.langchain.decisions import decision_to_dict
 from ragft_plugin.langchain.documents import document_from
 from ragft_plugin.langchain.questions import asked_from
+from ragft_plugin.langchain.runs import Call, parents
+from ragft_plugin.langchain.traced import watched
 from ragft_plugin.pipeline import Pipeline
 
 State = Mapping[str, Any]
@@ -36,13 +38,19 @@ def route_node(pipeline: Pipeline, **request: Any) -> Runnable[State, dict[str, 
         graph.add_conditional_edges("route", arm_edge, {"base": "chat", "rag": "read"})
     """
 
-    def decide(state: State) -> dict[str, Any]:
-        routed = pipeline.decide([asked_from(state).question], **request)
-        return _update(routed[0].decision, pipeline.passages(routed, **request)[0])
+    def decide(state: State, config: RunnableConfig) -> dict[str, Any]:
+        question = asked_from(state).question
+        with parents([Call(question, None, config)]):
+            seen = watched(pipeline, [config])
+            routed = seen.decide([question], **request)
+            return _update(routed[0].decision, seen.passages(routed, **request)[0])
 
-    async def adecide(state: State) -> dict[str, Any]:
-        routed = await pipeline.adecide([asked_from(state).question], **request)
-        return _update(routed[0].decision, (await pipeline.apassages(routed, **request))[0])
+    async def adecide(state: State, config: RunnableConfig) -> dict[str, Any]:
+        question = asked_from(state).question
+        with parents([Call(question, None, config)]):
+            seen = watched(pipeline, [config])
+            routed = await seen.adecide([question], **request)
+            return _update(routed[0].decision, (await seen.apassages(routed, **request))[0])
 
     return RunnableLambda(decide, adecide, name="route")
 

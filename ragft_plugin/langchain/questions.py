@@ -12,14 +12,15 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.course import Course, Generate
+from ragft_plugin.course import Course, Generate, Routed
+from ragft_plugin.decision_record import decision_from_dict
 from ragft_plugin.errors import DataError
 from ragft_plugin.langchain.documents import passage_from
-from ragft_plugin.langchain.generators import from_chat_model, is_model
-from ragft_plugin.langchain.tracing import Call, parents
+from ragft_plugin.langchain.generators import from_chat_model, model_in
+from ragft_plugin.langchain.runs import Call, parents
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.prompts import check_question
-from ragft_plugin.types import Evidence, Filter, Generation, Prompt
+from ragft_plugin.types import Decision, Evidence, Filter, Generation, Prompt
 
 QUESTION_KEYS = ("input", "question", "query")
 CONDENSE = (
@@ -92,6 +93,25 @@ def asked_from(value: Any) -> Asked:
     raise DataError(f"expected a question, a dict or messages, not {type(value).__name__}")
 
 
+def routed_from(value: object, evidence: Evidence) -> Routed:
+    """A query whose decision is already made, in whatever form it was passed on.
+
+    Args:
+        value: a ``Routed``, a ``Decision``, or the dict of one.
+        evidence: what is known of the query; its passages are those that the decided arm shall read.
+
+    Raises:
+        DataError: if it is none of these.
+    """
+    if isinstance(value, Routed):
+        return value
+    if isinstance(value, Mapping):
+        value = decision_from_dict(value)
+    if not isinstance(value, Decision):
+        raise DataError(f"a decision is a Decision, its dict or a Routed, not {type(value).__name__}")
+    return Routed(evidence, value, reader=None if evidence.passages is None else value.arm)
+
+
 def condenser(given: Runnable[Any, Any] | None, pipeline: Pipeline) -> Arm:
     """What condenses chats: the given model or chain, or else the generator of the pipeline's first closed-book arm.
 
@@ -100,7 +120,10 @@ def condenser(given: Runnable[Any, Any] | None, pipeline: Pipeline) -> Arm:
     if given is None:
         arms = list(pipeline.arms.values())
         return next((arm for arm in arms if not arm.retrieves), arms[0])
-    return Arm("condense", from_chat_model(given) if is_model(given) else from_chat_model(given, render=_chat_inputs))
+    return Arm(
+        "condense",
+        from_chat_model(given) if model_in(given) is not None else from_chat_model(given, render=_chat_inputs),
+    )
 
 
 def standalone(

@@ -10,12 +10,15 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import ConfigDict
 
 from ragft_plugin.course import Routed
-from ragft_plugin.langchain.decisions import decision_to_dict
+from ragft_plugin.decision_record import decision_to_dict
 from ragft_plugin.langchain.documents import document_from
 from ragft_plugin.langchain.parts import pipeline_from
-from ragft_plugin.langchain.tracing import Call, aroute, parents, route
+from ragft_plugin.langchain.requests import request_of
+from ragft_plugin.langchain.runs import Call, parents
+from ragft_plugin.langchain.traced import watched
+from ragft_plugin.langchain.tracing import aroute, route
 from ragft_plugin.pipeline import Pipeline
-from ragft_plugin.types import Filter, Passage
+from ragft_plugin.types import Passage
 
 
 class RoutedRetriever(BaseRetriever):
@@ -30,6 +33,8 @@ class RoutedRetriever(BaseRetriever):
         filter: access filter; None lets everything through.
         cost_weight: reward given up per unit of cost; None means the router's own.
         arm: force this arm.
+
+    All but the pipeline can be given at the call as well: ``retriever.invoke(question, k=1)``.
 
     Example::
 
@@ -57,49 +62,26 @@ class RoutedRetriever(BaseRetriever):
         own = {name: parts.pop(name) for name in set(parts) & (set(cls.model_fields) - {"pipeline"})}
         return cls(pipeline=pipeline_from(retriever=retriever, **parts), **own)
 
+    # Any keyword here lets LangChain hand over those of the call: invoke(question, k=1, filter={...}, arm="rag").
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Filter | None = None,
-        cost_weight: float | None = None,
-        arm: str | None = None,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        request = self._request(k, filter, cost_weight, arm)
+        request = request_of(self, **settings)
         call = Call.of(query, run_manager)
         routed = route(self.pipeline, [call], [query], request)
         with parents([call.after(routed[0])]):
-            (passages,) = self.pipeline.passages(routed, **request)
+            (passages,) = watched(self.pipeline, [call.config]).passages(routed, **request)
         return _documents(routed[0], passages)
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Filter | None = None,
-        cost_weight: float | None = None,
-        arm: str | None = None,
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        request = self._request(k, filter, cost_weight, arm)
+        request = request_of(self, **settings)
         call = Call.of(query, run_manager)
         routed = await aroute(self.pipeline, [call], [query], request)
         with parents([call.after(routed[0])]):
-            (passages,) = await self.pipeline.apassages(routed, **request)
+            (passages,) = await watched(self.pipeline, [call.config]).apassages(routed, **request)
         return _documents(routed[0], passages)
-
-    def _request(
-        self, k: int | None, filter: Filter | None, cost_weight: float | None, arm: str | None
-    ) -> dict[str, Any]:
-        return {
-            "k": self.k if k is None else k,
-            "scope": self.filter if filter is None else filter,
-            "cost_weight": self.cost_weight if cost_weight is None else cost_weight,
-            "arm": arm or self.arm,
-        }
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)

@@ -14,7 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, Vector
 
 from ragft_plugin.errors import ConfigError, GenerationError
 from ragft_plugin.langchain.documents import SCORE_KEY, passage_from
-from ragft_plugin.langchain.tracing import configs_of
+from ragft_plugin.langchain.runs import configs_of
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.retrieval.filters import check, matches
 from ragft_plugin.types import Filter, Passage, Retriever

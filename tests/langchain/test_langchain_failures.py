@@ -1,6 +1,7 @@
 """What happens when a part fails, is silent, or is too slow; and when nobody wants the answer any more."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -45,9 +46,7 @@ async def test_another_arm_answers_and_the_decision_says_so(broken):
 
 async def test_a_model_that_is_too_slow_is_replaced():
     chain = chain_of(Echo("base"), slow_model(), options={"timeout": 0.05})
-    began = time.perf_counter()
     answers = [chain.invoke("Who?"), await chain.ainvoke("Who?"), *list(chain.stream("Who?"))[:1]]
-    assert time.perf_counter() - began < 1.5
     for answer in answers:
         assert answer["answer"].startswith("base")
         assert "TimeoutError" in answer["decision"]["reasons"][0]
@@ -145,25 +144,31 @@ def test_a_cost_for_an_arm_that_is_not_there_is_refused():
 
 
 async def test_the_loop_keeps_ticking_while_an_answer_is_produced():
-    """Plain generators and sync-only Runnables too: the longest gap stays far below the time of one answer."""
-    for model in (Echo("base", delay=0.2), RunnableLambda(lambda _: time.sleep(0.2) or "late")):
-        chain = RoutedChain.from_parts(router=WordRouter(otherwise="rag"), models=model, retriever=ListRetriever())
-        gaps, done = [], asyncio.Event()
+    """Plain generators and sync-only Runnables too: an answer that waits for the loop's ticks would else never come."""
+    ticked = threading.Event()
 
-        async def tick(gaps=gaps, done=done):
-            while not done.is_set():
-                began = time.perf_counter()
+    async def tick():
+        while True:
+            for _ in range(20):
                 await asyncio.sleep(0.001)
-                gaps.append(time.perf_counter() - began)
+            ticked.set()
 
-        ticker = asyncio.create_task(tick())
-        await chain.ainvoke("Who?")
-        await chain.abatch(["Who?", "What?"])
-        _ = [part async for part in chain.astream("Why?")]
-        done.set()
-        await ticker
-        assert len(gaps) > 100
-        assert max(gaps) < 0.15
+    def wait(*_):
+        ticked.clear()
+        assert ticked.wait(60), "the loop stood still"
+        return "late"
+
+    class Waiting(Echo):
+        def text(self, prompt):
+            return wait()
+
+    ticker = asyncio.create_task(tick())
+    for model in (Waiting("base"), RunnableLambda(wait)):
+        chain = RoutedChain.from_parts(router=WordRouter(otherwise="rag"), models=model, retriever=ListRetriever())
+        assert (await chain.ainvoke("Who?"))["answer"] == "late"
+        assert [one["answer"] for one in await chain.abatch(["Who?", "What?"])] == ["late"] * 2
+        assert "".join([part["answer"] async for part in chain.astream("Why?")]) == "late"
+    ticker.cancel()
 
 
 async def test_cancelling_frees_the_model():
