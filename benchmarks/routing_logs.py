@@ -3,7 +3,9 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/routing_logs.py [--logs NAME ...] [--seeds 3] [--json]
 
 The logs are read from the folder in RAGFT_BENCH_DATA (default ../shared/bench); those that are not there are skipped
-and named. Figures are nested: every query is decided by a router fitted, gated and calibrated without it.
+and named. Figures are nested: every query is decided by a router fitted, gated and calibrated without it. Each is a
+mean over seeds of the folds, with the smallest and the largest; the queries are the same, so this spread is that of
+fitting alone, and ``gain_ci95`` says what other queries might have shown.
 """
 
 from __future__ import annotations
@@ -45,33 +47,64 @@ TASKS = (
 
 
 def measure(task: Task, seeds: int) -> dict[str, Any]:
-    """Mean figures over seeds."""
+    """Figures over seeds: means with the smallest and the largest, and lists with one entry per seed."""
     outcomes = read_outcomes(DATA / f"{task.log}.jsonl.gz")
     runs = [
         cross_validate(outcomes, 5, seed, stages=task.stages, frontier=task.frontier_cost is not None, baselines=True)
         for seed in range(seeds)
     ]
-    keys = ("reward", "reward_ungated", "gain", "oracle_reward", "ece", "brier", "base_brier", "mean_cost")
-    row: dict[str, Any] = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in keys}
-    row |= {
+    row: dict[str, Any] = {
         "log": task.log,
         "n": len(outcomes),
         "stages": runs[0]["stages"],
-        "fixed": {arm: round(f["reward"], 4) for arm, f in runs[0]["fixed"].items()},
-        "best_arm_reward": round(runs[0]["best_arm_reward"], 4),
-        "gain_ci95": [run["gain_ci95"] for run in runs],
+        "draft_arm": runs[0]["draft_arm"],
+        "policies": policies(runs),
         "gate": [run["gate"] for run in runs],
-        "calibration_p": [run["calibration_p"] for run in runs],
-        "baselines": {
-            name: round(float(np.mean([run["baselines"][name] for run in runs])), 4) for name in runs[0]["baselines"]
-        },
+        "gates_open_of_5": [run["gates_open"] for run in runs],
+        "gain": [run["gain"] for run in runs],
+        "gain_ci95": [run["gain_ci95"] for run in runs],
     }
+    for key in ("headroom_captured", "mean_cost_ungated", "ece", "brier", "base_brier"):
+        row[key] = spread([run[key] for run in runs])
+    for suffix in ("", "_ungated"):
+        for test in ("calibration_p", "spiegelhalter_p"):
+            row[test + suffix] = [round(run[test + suffix], 3) for run in runs]
     if task.frontier_cost is not None:
         fixed = fixed_points(outcomes.reward, outcomes.cost, outcomes.arms)
         curves = [[Point(p["cost"], p["reward"]) for p in run["frontier"]] for run in runs]
-        row[f"reward_at_cost_{task.frontier_cost}"] = [round(reward_at(c, task.frontier_cost), 4) for c in curves]
-        row["least_height_above_fixed_arms"] = [round(margin(c, fixed), 4) for c in curves]
+        for cost in (1.0, 1.5, task.frontier_cost, 3.0):
+            row[f"reward_at_cost_{cost}"] = spread([reward_at(curve, cost) for curve in curves])
+        row["least_height_above_fixed_arms"] = spread([margin(curve, fixed) for curve in curves])
     return row
+
+
+def policies(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Everything that could have answered, on the same queries and features: mean reward, smallest, largest."""
+    first = runs[0]
+    table = {f"always {arm}": spread([run["fixed"][arm]["reward"] for run in runs]) for arm in first["fixed"]}
+    table["random"] = spread([run["random_reward"] for run in runs])
+    for name in first["baselines"]:
+        table[name] = spread([run["baselines"][name] for run in runs])
+    table["router, ungated"] = spread([run["reward_ungated"] for run in runs])
+    table["router"] = spread([run["reward"] for run in runs])
+    table["oracle"] = spread([run["oracle_reward"] for run in runs])
+    return table
+
+
+def spread(values: list[float]) -> list[float]:
+    """Mean, smallest and largest."""
+    return [round(float(f(values)), 4) for f in (np.mean, np.min, np.max)]
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print figures for people."""
+    for key, value in row.items():
+        if key == "policies":
+            for name, figures in value.items():
+                print(f"    {name:<28} {figures[0]:.4f}  [{figures[1]:.4f}, {figures[2]:.4f}]")
+        else:
+            print(f"  {key:<30} {value}")
+    print(flush=True)
 
 
 def main() -> None:
@@ -90,9 +123,7 @@ def main() -> None:
             continue
         rows.append(measure(task, arguments.seeds))
         if not arguments.json:
-            for key, value in rows[-1].items():
-                print(f"  {key:<30} {value}")
-            print()
+            show(rows[-1])
     if arguments.json:
         stamp = {"date": datetime.now(UTC).date().isoformat(), "machine": platform.machine(), "seeds": arguments.seeds}
         print(json.dumps({**stamp, "logs": rows}, indent=2))

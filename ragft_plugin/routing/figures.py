@@ -176,9 +176,9 @@ def _baseline(method: Baseline, parts: Sequence[Part], n: int, weight: float) ->
     """Net value of a plain method that learns net values from all evidence and pays for it, shape (n,)."""
     earned = np.zeros(n)
     for part in parts:
-        train, test = Trace.of(part.trace.router, part.train), part.trace
-        if np.isnan(train.reward).any():
+        if not part.train.full_feedback:
             raise DataError("baselines need full feedback: every arm run on every query")
+        train, test = Trace.of(part.trace.router, part.train), part.trace
         featurizer = part.trace.router.fitted().featurizer
         signals = featurizer.signals(featurizer.stages[-1])
         known, asked = comparable(train.features, signals), comparable(test.features, signals)
