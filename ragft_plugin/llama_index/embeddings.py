@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from llama_index.core.embeddings import BaseEmbedding
 from pydantic import PrivateAttr
 
-from ragft_plugin.types import Encoder, FloatArray
+from ragft_plugin.retrieval.wrappers import EmbeddingEncoder
+from ragft_plugin.types import Encoder
+
+__all__ = ["EmbeddingEncoder", "EncoderEmbedding"]
 
 
 class EncoderEmbedding(BaseEmbedding):
@@ -50,30 +51,3 @@ class EncoderEmbedding(BaseEmbedding):
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)
-
-
-class EmbeddingEncoder:
-    """An encoder over an embedding model of LlamaIndex; vectors are scaled to length 1.
-
-    Args:
-        embedding: the model.
-        fingerprint: name and version of the vectors; by default the class and name of the model.
-    """
-
-    def __init__(self, embedding: BaseEmbedding, *, fingerprint: str | None = None) -> None:
-        self.embedding = embedding
-        self._fingerprint = fingerprint or f"{embedding.class_name()}:{embedding.model_name}"
-
-    @property
-    def fingerprint(self) -> str:
-        """Name and version of the vectors."""
-        return self._fingerprint
-
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """Return unit vectors, shape (n, dim); a text without any signal gives the zero vector."""
-        vectors = np.asarray(self.embedding.get_text_embedding_batch(list(texts)), dtype=np.float64)
-        if not len(texts):
-            return vectors.reshape(0, 0)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        scaled: FloatArray = vectors / np.where(norms > 0, norms, 1.0)
-        return scaled
