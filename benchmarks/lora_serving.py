@@ -237,7 +237,7 @@ def equality(model: LoraModel, requests: int) -> dict[str, Any]:
         chance = random.Random(number)
         request = Request(
             model.renderer.render(prompt_of(n)) if number % 50 else [5, 0],
-            model.resolve(arm),
+            arm,
             Options(max_new_tokens=4 + n % 16),
         )
         model.worker.submit([request])

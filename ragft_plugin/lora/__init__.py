@@ -13,7 +13,10 @@ from ragft_plugin.errors import MissingExtraError
 if TYPE_CHECKING:
     from ragft_plugin.lora.checks import DataSummary, check_rows, preview
     from ragft_plugin.lora.coverage import CoverageIndex
-    from ragft_plugin.lora.data import TrainingRow, read_rows
+    from ragft_plugin.lora.curve import LearningCurve, learning_curve
+    from ragft_plugin.lora.data import TrainingRow, hold_out, read_rows
+    from ragft_plugin.lora.export import Exported, Merged, export_adapter, merge_adapter
+    from ragft_plugin.lora.full_tuning import train_base
     from ragft_plugin.lora.generator import LoraGenerator
     from ragft_plugin.lora.manifest import Manifest
     from ragft_plugin.lora.model import LoraModel
@@ -21,15 +24,20 @@ if TYPE_CHECKING:
     from ragft_plugin.lora.recipe import Recipe
     from ragft_plugin.lora.registry import AdapterVersion, Registry
     from ragft_plugin.lora.rendering import Renderer
+    from ragft_plugin.lora.scoring import Comparison
     from ragft_plugin.lora.training import TrainingReport, train_adapter
 
 _EXPORTS = {
     "AdapterVersion": "registry",
+    "Comparison": "scoring",
     "CoverageIndex": "coverage",
     "DataSummary": "checks",
+    "Exported": "export",
+    "LearningCurve": "curve",
     "LoraGenerator": "generator",
     "LoraModel": "model",
     "Manifest": "manifest",
+    "Merged": "export",
     "OpenAIGenerator": "openai",
     "Recipe": "recipe",
     "Registry": "registry",
@@ -37,18 +45,27 @@ _EXPORTS = {
     "TrainingReport": "training",
     "TrainingRow": "data",
     "check_rows": "checks",
+    "export_adapter": "export",
+    "hold_out": "data",
+    "learning_curve": "curve",
+    "merge_adapter": "export",
     "preview": "checks",
     "read_rows": "data",
     "train_adapter": "training",
+    "train_base": "full_tuning",
 }
 
 __all__ = [
     "AdapterVersion",
+    "Comparison",
     "CoverageIndex",
     "DataSummary",
+    "Exported",
+    "LearningCurve",
     "LoraGenerator",
     "LoraModel",
     "Manifest",
+    "Merged",
     "OpenAIGenerator",
     "Recipe",
     "Registry",
@@ -56,9 +73,14 @@ __all__ = [
     "TrainingReport",
     "TrainingRow",
     "check_rows",
+    "export_adapter",
+    "hold_out",
+    "learning_curve",
+    "merge_adapter",
     "preview",
     "read_rows",
     "train_adapter",
+    "train_base",
 ]
 
 

@@ -36,6 +36,8 @@ class Network:
         self.cache = "past_key_values" if "past_key_values" in taken else "cache_params"
         self.takes_positions = "position_ids" in taken
         self.keep = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        # What one more pass costs, in tokens: Python and, on an accelerator, an idle device.
+        self.overhead = 64 if self.device.type == "cpu" else 1024
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         # Recurrent layers keep a state instead of columns: their rows are written one by one.
         self.joins = kinds <= _ATTENTION and not getattr(model, "_is_stateful", False)
@@ -133,6 +135,26 @@ class Batch:
             mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
             mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
         self._padding = [p + width - old for p in self._padding] + [p + width - new for p in padding]
+
+
+def portions(rows: Sequence[Row], *, most: int, overhead: int) -> list[list[Row]]:
+    """Rows of like length together, so that few tokens are padding.
+
+    Args:
+        rows: to be read.
+        most: padded tokens in one portion, unless one row alone has more.
+        overhead: tokens of padding that are cheaper than one more portion.
+    """
+    made: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length):
+        if made:
+            last = made[-1]
+            padding = len(last) * (row.length - last[-1].length)
+            if padding <= overhead and (len(last) + 1) * row.length <= most:
+                last.append(row)
+                continue
+        made.append([row])
+    return made
 
 
 def _widen(columns: Tensor, width: int) -> Tensor:

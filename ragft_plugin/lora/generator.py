@@ -129,7 +129,8 @@ class LoraGenerator:
                 f"{self._model.context} tokens; lower it"
             )
         ids = self._model.renderer.render(prompt, limit=room)
-        return Request(ids, self._model.resolve(self._adapter), merged)
+        self._model.check_loaded(self._adapter)
+        return Request(ids, self._adapter, merged)
 
 
 class _cancelling:

@@ -5,22 +5,26 @@
         current.json        which version answers, and which answered before
         1/  2/              adapter_config.json, adapter_model.safetensors, manifest.json, coverage.npz
 
-A version appears whole or not at all, and never changes again.
+A version appears whole or not at all, and never changes again. Any number of processes may read and write one registry;
+what changes a ``current.json`` holds the registry's lock. What a killed process leaves behind starts with a dot, is
+never read, and goes with the first addition after a day.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ragft_plugin.errors import AdapterError
+from ragft_plugin.lora.disk import locked, sha256, sweep, sync
 from ragft_plugin.lora.manifest import MANIFEST, Manifest, write_json
 from ragft_plugin.lora.names import check_name
 
@@ -94,6 +98,8 @@ class Registry:
             current = self._current(name)
             if current is None:
                 known = ", ".join(self._names()) or "none"
+                if self._versions(name):
+                    raise AdapterError(f"no version of {name!r} in {self.root} answers yet; promote one")
                 raise AdapterError(f"{self.root} has no adapter {name!r} (it has: {known}); train one")
             version = current.current
         if version not in self._versions(name):
@@ -115,17 +121,20 @@ class Registry:
         """
         name = check_name(manifest.name)
         home = self.root / name
-        home.mkdir(parents=True, exist_ok=True)
-        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=home))
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root):  # the folder could go with the last version in it
+            home.mkdir(exist_ok=True)
+            sweep(home)
+            incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=home))
         try:
             write(incoming)
-            files = {p.name: _sha256(p) for p in sorted(incoming.iterdir()) if p.is_file()}
+            files = {p.name: sha256(p) for p in sorted(incoming.iterdir()) if p.is_file()}
             version = int((self._versions(name) or ["0"])[-1]) + 1
             while True:
                 full = manifest.model_copy(update={"version": str(version), "files": files})
                 write_json(incoming / MANIFEST, full.model_dump(mode="json"))
                 for path in [*incoming.iterdir(), incoming]:
-                    _sync(path)
+                    sync(path)
                 try:
                     os.rename(incoming, home / str(version))
                     break
@@ -136,15 +145,16 @@ class Registry:
         except BaseException:
             shutil.rmtree(incoming, ignore_errors=True)
             raise
-        _sync(home)
-        if promote or self._current(name) is None:
-            self.promote(name, str(version))
-        current = self._current(name)
+        sync(home)
+        with locked(self.root):
+            current = self._current(name)
+            if promote or current is None:
+                current = self._promote(name, str(version), current)
         return AdapterVersion(
             name,
             str(version),
             home / str(version),
-            current is not None and current.current == str(version),
+            current.current == str(version),
             full,
         )
 
@@ -155,11 +165,9 @@ class Registry:
             AdapterError: if there is no such version.
         """
         self.folder(name, version)
-        before = self._current(name)
-        history = [] if before is None else before.history
-        if before is not None and before.current != version:
-            history = [*history, before.current]
-        self._write(name, _Current(current=version, history=history))
+        with locked(self.root):
+            self.folder(name, version)  # it may have been removed meanwhile
+            self._promote(name, version, self._current(name, damaged=None))
 
     def rollback(self, name: str) -> str:
         """Return to the version that answered before, and say which it is.
@@ -168,12 +176,13 @@ class Registry:
             AdapterError: if there is none.
         """
         self.folder(name)
-        now = self._current(name)
-        history = [v for v in (now.history if now else []) if v in self._versions(name)]
-        if not history:
-            raise AdapterError(f"{name!r} has no earlier version to return to; promote one by name")
-        self._write(name, _Current(current=history[-1], history=history[:-1]))
-        return history[-1]
+        with locked(self.root):
+            now = self._current(name)
+            history = [v for v in (now.history if now else []) if v in self._versions(name)]
+            if not history:
+                raise AdapterError(f"{name!r} has no earlier version to return to; promote one by name")
+            self._write(name, _Current(current=history[-1], history=history[:-1]))
+            return history[-1]
 
     def remove(self, name: str, version: str) -> None:
         """Delete a version.
@@ -181,17 +190,20 @@ class Registry:
         Raises:
             AdapterError: if it is the current one, or there is no such version.
         """
-        folder = self.folder(name, version)
-        current = self._current(name)
-        if current is not None and current.current == version:
-            if len(self._versions(name)) > 1:
-                raise AdapterError(f"version {version} of {name!r} is the one that answers; promote another first")
-            (self.root / name / _CURRENT).unlink()
-        gone = folder.with_name(f".removed-{version}-{os.getpid()}")
-        os.rename(folder, gone)
-        shutil.rmtree(gone)
-        if not self._versions(name):
-            shutil.rmtree(self.root / name)
+        home = self.root / name
+        self.folder(name, version)
+        with locked(self.root):
+            folder = self.folder(name, version)
+            current = self._current(name)
+            if current is not None and current.current == version:
+                if len(self._versions(name)) > 1:
+                    raise AdapterError(f"version {version} of {name!r} is the one that answers; promote another first")
+                (home / _CURRENT).unlink()
+            gone = Path(tempfile.mkdtemp(prefix=".removed-", dir=home))
+            os.rename(folder, gone / version)
+            shutil.rmtree(gone)
+            with suppress(OSError):  # there are more, or somebody adds one just now
+                home.rmdir()
 
     def _names(self) -> list[str]:
         if not self.root.is_dir():
@@ -205,17 +217,38 @@ class Registry:
         found = [p.name for p in home.iterdir() if p.is_dir() and p.name.isascii() and p.name.isdigit()]
         return sorted(found, key=int)
 
-    def _current(self, name: str) -> _Current | None:
+    def _promote(self, name: str, version: str, before: _Current | None) -> _Current:
+        history = [] if before is None else before.history
+        if before is not None and before.current != version:
+            history = [*history, before.current]
+        now = _Current(current=version, history=history)
+        self._write(name, now)
+        return now
+
+    def _current(self, name: str, *, damaged: Literal["raise"] | None = "raise") -> _Current | None:
         path = self.root / name / _CURRENT
         try:
             return _Current.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError:
+            if damaged is None:
+                return None
             raise AdapterError(f"{path} is damaged; promote a version of {name!r} again") from None
 
     def _write(self, name: str, current: _Current) -> None:
         write_json(self.root / name / _CURRENT, current.model_dump())
+
+
+def current_version(folder: Path) -> Path:
+    """The folder itself, or the current version in it if it is one of a registry.
+
+    Raises:
+        AdapterError: if it is one of a registry and has no current version.
+    """
+    if not (folder / "adapter_config.json").exists() and (folder / _CURRENT).exists():
+        return Registry(folder.parent).folder(folder.name)
+    return folder
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -226,18 +259,5 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for name, expected in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file() or _sha256(path) != expected:
+        if Path(name).name != name or not path.is_file() or sha256(path) != expected:
             raise AdapterError(f"{path} is missing or not as it was saved; copy the adapter again or train it again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
         ids: the rendered prompt.
-        adapter: PEFT's name of the adapter, or None for the base.
+        adapter: name of the adapter, or None for the base.
         options: how to generate.
         emit: called on the worker's thread with each new piece of text; None without streaming.
         future: completes with the generation. Cancelling it takes the request out at the next step.
@@ -54,6 +54,7 @@ class Row:
 
     Attributes:
         request: what was asked.
+        adapter: PEFT's name of the adapter, or None for the base.
         length: tokens read and written so far that lie in the cache or are about to.
         tokens, logprobs, margins, entropies: what was written, the end token included.
         sent: characters of the answer already streamed.
@@ -61,6 +62,7 @@ class Row:
     """
 
     request: Request
+    adapter: str | None
     length: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -70,9 +72,9 @@ class Row:
     draws: torch.Generator | None = None
 
     @classmethod
-    def of(cls, request: Request) -> Row:
+    def of(cls, request: Request, adapter: str | None) -> Row:
         """A fresh row."""
-        row = cls(request, length=len(request.ids))
+        row = cls(request, adapter, length=len(request.ids))
         if request.options.temperature > 0:
             row.draws = torch.Generator()
             if request.options.seed is None:

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from ragft_plugin.errors import GenerationError, OverloadedError
-from ragft_plugin.lora.batch import Batch, Network
+from ragft_plugin.errors import AdapterError, GenerationError, OverloadedError
+from ragft_plugin.lora.batch import Batch, Network, portions
+from ragft_plugin.lora.delivery import deliver
 from ragft_plugin.lora.rendering import Renderer
 from ragft_plugin.lora.request import Request, Row
 from ragft_plugin.lora.sampling import extend
 from ragft_plugin.lora.switch import AdapterSwitch
-from ragft_plugin.types import Generation, Usage
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Worker:
         renderer: decodes what is written.
         max_rows: rows written at once; more wait.
         max_pending: requests that may wait; more raise OverloadedError.
-        max_prefill: padded tokens read in one pass.
+        max_prefill: padded tokens read in one pass, unless one row has more.
         mixed: rows of all adapters in one batch, or a batch for each; ``set_mixed`` changes it.
     """
 
@@ -61,6 +61,8 @@ class Worker:
         self._batches: dict[object, Batch] = {}
         self._wake = threading.Condition()
         self._closed = False
+        # Adapters come and go between two steps, so a request's name means what it means when it is taken up.
+        self.resolve: Callable[[str | None], str | None] = lambda name: name
         self.replace_model(model, None)
         pad = renderer.tokenizer.pad_token_id
         self._network = Network(model, pad_id=renderer.end_ids[0] if pad is None else pad)
@@ -89,8 +91,7 @@ class Worker:
             GenerationError: if the worker is closed.
         """
         with self._wake:
-            if self._closed:
-                raise GenerationError("the model is closed; load it again")
+            self._check_open()
             if len(self._pending) + len(requests) > self.max_pending:
                 raise OverloadedError(
                     f"{len(self._pending)} requests are waiting and at most {self.max_pending} may; "
@@ -105,8 +106,7 @@ class Worker:
             return function()
         future: Future[T] = Future()
         with self._wake:
-            if self._closed:
-                raise GenerationError("the model is closed; load it again")
+            self._check_open()
             self._calls.append((function, future))
             self._wake.notify()
         return future.result()
@@ -120,10 +120,8 @@ class Worker:
         return [float(x) for x in chosen[:, 0]]
 
     def in_use(self, adapter: str | None) -> bool:
-        """Whether rows of this adapter wait or are under way. On the worker's thread only."""
-        with self._wake:
-            waiting = any(r.adapter == adapter for r in self._pending)
-        return waiting or any(r.request.adapter == adapter for r in self._live())
+        """Whether rows of this adapter are under way. On the worker's thread only."""
+        return any(row.adapter == adapter for row in self._live())
 
     def close(self) -> None:
         """Stop; whatever waits or is under way fails."""
@@ -131,6 +129,10 @@ class Worker:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GenerationError("the model is closed; load it again")
 
     def _live(self) -> Iterable[Row]:
         return (row for batch in self._batches.values() for row in batch.rows)
@@ -165,18 +167,19 @@ class Worker:
     def _admit(self, arrivals: Sequence[Request]) -> None:
         groups: dict[object, list[Row]] = {}
         for request in arrivals:
-            if not self._over(request):
-                # Rows that cannot be joined are batches of their own.
-                key: object = (self._mixed or request.adapter) if self._network.joins else request
-                groups.setdefault(key, []).append(Row.of(request))
+            if self._over(request):
+                continue
+            try:
+                row = Row.of(request, self.resolve(request.adapter))
+            except AdapterError as error:  # unloaded while it waited
+                request.fail(error)
+                continue
+            # Rows that cannot be joined are batches of their own.
+            key: object = (self._mixed or row.adapter) if self._network.joins else row
+            groups.setdefault(key, []).append(row)
         for key, rows in groups.items():
-            rows.sort(key=lambda row: row.length)
-            while rows:
-                size = 1
-                while size < len(rows) and (size + 1) * rows[size].length <= self._max_prefill:
-                    size += 1
-                self._prefill(key, rows[:size])
-                rows = rows[size:]
+            for portion in portions(rows, most=self._max_prefill, overhead=self._network.overhead):
+                self._prefill(key, portion)
 
     def _prefill(self, key: object, rows: list[Row]) -> None:
         batch = self._batches.get(key) or Batch(self._network, self._forward)
@@ -215,7 +218,7 @@ class Worker:
         gone = set()
         for row in rows:
             try:
-                if self._deliver(row):
+                if deliver(row, self._renderer):
                     gone.add(row)
             except Exception as error:
                 row.request.fail(_failure(error))
@@ -223,36 +226,6 @@ class Worker:
         batch.drop(gone)
         if not batch.rows:
             del self._batches[key]
-
-    def _deliver(self, row: Row) -> bool:
-        """Returns whether the row is finished."""
-        request, options = row.request, row.request.options
-        ended = row.tokens[-1] in self._renderer.end_ids
-        finished = ended or len(row.tokens) >= options.max_new_tokens
-        if not (finished or options.stop or request.emit):
-            return False
-        text = self._renderer.decode(row.tokens)
-        cut = min((at for s in options.stop if (at := text.find(s)) >= 0), default=-1)
-        if cut >= 0:
-            text, ended, finished = text[:cut], True, True
-        whole = text.strip()
-        if request.emit:
-            safe = whole if finished else _safe(text.lstrip(), options.stop)
-            if len(safe) > row.sent:
-                request.emit(safe[row.sent :])
-                row.sent = len(safe)
-        if finished:
-            request.succeed(
-                Generation(
-                    whole,
-                    tuple(row.logprobs),
-                    tuple(row.margins),
-                    tuple(row.entropies),
-                    Usage(len(request.ids), len(row.tokens)),
-                    "stop" if ended else "length",
-                )
-            )
-        return finished
 
     def _over(self, request: Request) -> bool:
         if request.future.done():
@@ -268,7 +241,7 @@ class Worker:
         return False
 
     def _forward(self, rows: Sequence[Row], **inputs: Any) -> Any:
-        return self.forward([row.request.adapter for row in rows], **inputs)
+        return self.forward([row.adapter for row in rows], **inputs)
 
     def forward(self, adapters: Sequence[str | None], **inputs: Any) -> Any:
         """One pass of the model with an adapter for each row. On the worker's thread only."""
@@ -291,18 +264,6 @@ class Worker:
         for _, future in calls:
             future.set_exception(error)
         self._batches.clear()
-
-
-def _safe(text: str, stop: Sequence[str]) -> str:
-    """As much of ``text`` as later tokens cannot take back."""
-    text = text.rstrip("\ufffd")  # half a character
-    held = 0
-    for string in stop:
-        for size in range(min(len(string) - 1, len(text)), held, -1):
-            if text.endswith(string[:size]):
-                held = size
-                break
-    return text[: len(text) - held].rstrip()
 
 
 def _failure(error: Exception) -> GenerationError:

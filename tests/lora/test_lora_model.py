@@ -68,7 +68,7 @@ def test_a_new_version_answers_while_the_old_one_finishes(base_folder: Path, ada
         model.load_adapter("other", adapter_folders["red"])
         assert text(model, "other") == red
         assert text(model, "legal") == green
-        assert len(model._peft.peft_config) == 2  # the old version is gone
+        assert len(model._set._peft.peft_config) == 2  # the old version is gone
 
 
 def test_unloading_all_adapters_leaves_the_untouched_base(base_folder: Path, adapter_folders: dict[str, Path]) -> None:

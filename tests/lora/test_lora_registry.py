@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from ragft_plugin.lora import CoverageIndex, LoraModel, Manifest, Registry
 from ragft_plugin.lora.fingerprints import Fingerprints, base_fingerprint, fingerprints
 from ragft_plugin.lora.manifest import TrainedOn, write_json
 from ragft_plugin.lora.probes import take_probe
+from ragft_plugin.lora.registry import check_files
 
 PRINTS = Fingerprints(base="b", tokenizer="t", template="c")
 
@@ -37,6 +41,46 @@ def manifest(name: str = "legal", **fields: Any) -> Manifest:
 
 def write(folder: Path, content: str = "weights") -> None:
     (folder / "adapter_model.safetensors").write_text(content)
+
+
+START = """
+import os, signal, sys
+from ragft_plugin.lora.manifest import Manifest
+from ragft_plugin.lora.registry import Registry
+assert "torch" not in sys.modules
+root, manifest, place = sys.argv[1], Manifest.model_validate_json(sys.argv[2]), sys.argv[3]
+def write(folder):
+    (folder / "adapter_model.safetensors").write_text("weights")
+"""
+ADD_SOME = (
+    START
+    + """
+for _ in range(5):
+    Registry(root).add(manifest, write)
+"""
+)
+ADD_ONE_AND_DIE = (
+    START
+    + """
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+if place == "write":
+    Registry(root).add(manifest, lambda folder: (write(folder), die()))
+name = place.removeprefix("os.")
+before = getattr(os, name)
+def patched(source, target):
+    # The manifest is replaced into place first; the one after it is current.json.
+    if name == "replace" and not str(target).endswith("current.json"):
+        return before(source, target)
+    die()
+setattr(os, name, patched)
+Registry(root).add(manifest, write)
+"""
+)
+
+
+def run_script(script: str, root: Path, place: str = "") -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", script, str(root), manifest().model_dump_json(), place])
 
 
 def test_versions_are_numbered_and_the_last_one_answers(tmp_path: Path) -> None:
@@ -77,7 +121,7 @@ def test_the_version_that_answers_cannot_be_removed_while_there_are_others(tmp_p
     registry.remove("legal", "1")
     registry.remove("legal", "2")
     assert registry.versions() == []
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -118,6 +162,57 @@ def test_two_processes_adding_at_once_get_two_versions(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "rename", overtaken)
     assert registry.add(manifest(), write).version == "2"
     assert [v.manifest.version for v in registry.versions()] == ["1", "2"]
+
+
+def test_writers_of_many_processes_lose_nothing(tmp_path: Path) -> None:
+    """Every version is there, every promotion is remembered, and what answers is one of them."""
+    processes = [run_script(ADD_SOME, tmp_path) for _ in range(3)]
+    assert [process.wait(300) for process in processes] == [0] * 3
+    registry = Registry(tmp_path)
+    versions = [v.version for v in registry.versions("legal")]
+    assert versions == [str(n) for n in range(1, 16)]
+    current = json.loads((tmp_path / "legal" / "current.json").read_text())
+    # Each addition promotes once; with the first there is nothing before it to remember.
+    assert sorted([*current["history"], current["current"]], key=int) == versions
+    for version in registry.versions("legal"):
+        check_files(version.folder, version.manifest)
+    assert not list((tmp_path / "legal").glob(".*"))
+
+
+@pytest.mark.parametrize("place", ["write", "os.rename", "os.replace"])
+def test_a_writer_that_is_killed_leaves_a_registry_that_works(tmp_path: Path, place: str) -> None:
+    """Killed while it writes files, before the version appears, and before the version is promoted."""
+    registry = Registry(tmp_path)
+    registry.add(manifest(), write)
+    process = run_script(ADD_ONE_AND_DIE, tmp_path, place)
+    assert process.wait(300) == -signal.SIGKILL
+    assert registry.folder("legal").name == "1"
+    for version in registry.versions("legal"):
+        check_files(version.folder, version.manifest)  # whatever is visible is whole
+    # It may have been killed with the lock in its hands.
+    added = registry.add(manifest(), write)
+    assert registry.folder("legal") == added.folder
+    assert registry.rollback("legal") == "1"
+    registry.promote("legal", added.version)
+    left = list((tmp_path / "legal").glob(".*"))
+    assert left
+    for path in left:
+        os.utime(path, (0, 0))
+    registry.add(manifest(), write)
+    assert not list((tmp_path / "legal").glob(".*"))
+
+
+def test_a_damaged_current_version_is_mended_by_promoting(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(manifest(), write)
+    (tmp_path / "legal" / "current.json").write_text("{")
+    with pytest.raises(AdapterError, match="promote a version of 'legal' again"):
+        registry.folder("legal")
+    registry.promote("legal", "1")
+    assert registry.folder("legal").name == "1"
+    (tmp_path / "legal" / "current.json").unlink()
+    with pytest.raises(AdapterError, match=r"no version of 'legal' in .* answers yet; promote one"):
+        registry.folder("legal")
 
 
 def test_unknown_names_and_versions_say_what_there_is(tmp_path: Path) -> None:

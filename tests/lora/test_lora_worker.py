@@ -143,14 +143,14 @@ def test_cancellations_and_faults_fail_only_what_they_hit(
         arm, n = ARMS[number % 4], number % 20
         chance = random.Random(number)
         if number % 10 == 3:
-            request = Request([5, 6, 0], model.resolve(arm), Options(max_new_tokens=4))
+            request = Request([5, 6, 0], arm, Options(max_new_tokens=4))
             worker.submit([request])
             with pytest.raises(GenerationError, match="poison"):
                 request.future.result(WAIT)
             return "poisoned"
         if number % 4 == 1:
             ids = model.renderer.render(some_prompt(n))
-            request = Request(ids, model.resolve(arm), Options(max_new_tokens=200))
+            request = Request(ids, arm, Options(max_new_tokens=200))
             worker.submit([request])
             time.sleep(chance.random() * 0.02)
             request.future.cancel()
@@ -167,11 +167,10 @@ def test_cancellations_and_faults_fail_only_what_they_hit(
 def test_a_fault_in_a_step_fails_its_group_and_no_other(
     model: LoraModel, serial: dict[tuple[str | None, int], Generation]
 ) -> None:
-    red = model.resolve("red")
     step = Batch.step
 
     def failing(self: Batch) -> torch.Tensor:
-        if self.rows[0].request.adapter == red:
+        if self.rows[0].request.adapter == "red":
             raise RuntimeError("cache on fire")
         return step(self)
 
