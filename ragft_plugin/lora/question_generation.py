@@ -264,9 +264,8 @@ def parse_pairs(text: str) -> list[Pair]:
             pairs.append((question.strip(), str(answer).strip()))
     if pairs:
         return pairs
-    plain = (
-        r"(?:^|\s)Q(?:uestion)?\s*\d*\s*:\s*(.+?)\s*A(?:nswer)?\s*\d*\s*:\s*(.+?)\s*(?=$|\n|Q(?:uestion)?\s*\d*\s*:)"
-    )
+    ask, reply = (rf"{name}\s*\d*\s*:" for name in ("Q(?:uestion)?", "A(?:nswer)?"))
+    plain = rf"(?:^|\s){ask}\s*(.+?)\s*{reply}[ \t]*(.+?)(?=\s*(?:\n|$)|\s+{ask})"
     return [(q.strip(), a.strip()) for q, a in re.findall(plain, text, re.IGNORECASE)]
 
 

@@ -150,9 +150,9 @@ def test_a_real_langchain_and_a_real_llama_index_model_can_write() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="object cannot be asked"):
         generate_questions([ROME], LLMWriter(object()))
-    with pytest.raises(ConfigError, match="must have {v} once"):
+    with pytest.raises(ConfigError, match=r"must have \{v\} once"):
         Pattern("{x} stands.", ("Where?",))
-    with pytest.raises(ConfigError, match="must have {v} once"):
+    with pytest.raises(ConfigError, match=r"must have \{v\} once"):
         Pattern("{x} stands in {v}.", ("Is {x} in {v}?",))
     with pytest.raises(DataError, match="expected pairs"):
         generate_questions([ROME], Fixed(("a", 3)))  # type: ignore[arg-type]
