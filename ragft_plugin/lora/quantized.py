@@ -52,5 +52,10 @@ def load_quantized(base: str | Path, *, device: str = "auto") -> Base:
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{base} cannot be held in 4 bits: {error}; train with method='lora'") from error
+    for module in model.modules():
+        # bitsandbytes repacks weights on a CPU when a layer first answers, which fails for narrow layers, rounds the
+        # scales once more, and is meant for models that train no more.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.eval().requires_grad_(False)
     return replace(plain, model=model)

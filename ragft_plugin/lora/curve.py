@@ -187,4 +187,3 @@ def _again(label: str, recipe: Recipe, device: str) -> Any:
     return load_base(label, device=device, dtype="float32")
 
 
-__all__ = ["COUNTS", "CurvePoint", "LearningCurve", "learning_curve", "row_counts"]
