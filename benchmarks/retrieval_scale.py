@@ -78,17 +78,21 @@ def measure(folder: Path, results: dict[str, Any]) -> None:
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    kb = KnowledgeBase.open(folder / "kb", encoder=Given(NOTHING))
+    results["open, files not in the page cache, s"] = time.perf_counter() - started
+    kb.close()
     before = memory("VmRSS")
     started = time.perf_counter()
     kb = KnowledgeBase.open(folder / "kb", encoder=Given(NOTHING))
-    results["cold open s"] = time.perf_counter() - started
+    results["open again, s"] = time.perf_counter() - started
     with kb:
         results["memory after opening MB"] = {k: memory(k) - before for k in ("VmRSS",)} | {"anon": memory("RssAnon")}
         words = [f"{WORDS[q % 400]} {WORDS[q % 77]} {WORDS[q % 1999]}" for q in range(len(asked))]
         started = time.perf_counter()
         kb.retrieve(words[:1], 10, mode="dense", vectors=asked[:1])
         results["first query ms"] = 1e3 * (time.perf_counter() - started)
-        for mode in ("dense", "bm25", "hybrid"):
+        for name, mode in (("dense, cold disk", "dense"), ("dense", "dense"), ("bm25", "bm25"), ("hybrid", "hybrid")):
             taken, hits = [], 0
             for word, vector, wanted in zip(words, asked, truth, strict=True):
                 started = time.perf_counter()
@@ -96,9 +100,9 @@ def measure(folder: Path, results: dict[str, Any]) -> None:
                 taken.append(1e3 * (time.perf_counter() - started))
                 hits += len({p.metadata["n"] for p in found} & set(wanted.tolist()))
             p50, p95 = np.quantile(taken, [0.5, 0.95])
-            results[mode] = {"p50 ms": p50, "p95 ms": p95}
+            results[name] = {"p50 ms": p50, "p95 ms": p95}
             if mode == "dense":
-                results[mode]["recall@10"] = hits / (10 * len(asked))
+                results[name]["recall@10"] = hits / (10 * len(asked))
         results["filter, first s"] = _timed(lambda: kb.retrieve(words[:1], 10, {"rare": True}, vectors=asked[:1]))
         results["filter, again ms"] = 1e3 * _timed(
             lambda: kb.retrieve(words[:1], 10, {"rare": True}, mode="dense", vectors=asked[:1])
@@ -109,7 +113,6 @@ def measure(folder: Path, results: dict[str, Any]) -> None:
             ours, vectors = more[part], kept["more"][part]
             results[f"add 1000, {name}, s"] = _timed(lambda ours=ours, vectors=vectors: kb.add(ours, vectors=vectors))
         results["delete 1000 s"] = _timed(lambda: kb.delete([p.id for p in more[:1000]]))
-        [found] = kb.retrieve([""], 1, vectors=kept["more"][1000:1001]) or [[]]
         kb.delete([p.id for p in more])
         results["passages afterwards"] = len(kb)
     print(json.dumps(results, indent=1, default=float))

@@ -152,7 +152,7 @@ def load(folder: Path, name: str, shape: tuple[int, int]) -> Approximate | None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != text["sha256"]:
                 raise ValueError("its SHA-256 is not the one noted")
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if text["kind"] == "ivf" else 0)
         if (index.ntotal, index.d) != shape or text["kind"] not in _PARAMETERS:
             raise ValueError(f"it holds {index.ntotal} vectors of {index.d}, expected {shape}")
         return Approximate(text["kind"], int(text["effort"]), float(text["recall"]), int(text["size"]), index)

@@ -48,7 +48,7 @@ def find_damage(segments: Path, catalogue: Catalogue, lexical: LexicalIndex) -> 
         pass
     for record in records:
         try:
-            open_segment(segments, record)
+            open_segment(segments, record, patient=True)
         except SegmentMissing as error:
             problems.append(f"{error} is missing")
         except StoreError as error:

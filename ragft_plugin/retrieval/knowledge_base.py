@@ -157,6 +157,7 @@ class KnowledgeBase:
     def close(self) -> None:
         """Let go of all files and of the writer's lock. A closed knowledge base cannot be used."""
         with self._writing:
+            self._snapshots.close()
             self._lexical.close()
             self._catalogue.close()
             self._lock.release()

@@ -1,13 +1,13 @@
 """Segments: immutable files of row numbers and unit vectors, and exact search over them.
 
 A segment is two ``.npy`` files, written beside, synced, renamed, and named by the catalogue together with their
-SHA-256. They are memory-mapped: opening costs one pass to check them, and processes share the pages.
+SHA-256. They are memory-mapped, and processes share the pages. Small files are checked when they are opened, large
+ones by a thread from then on (``retrieval.integrity``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import secrets
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Approximate, load
+from ragft_plugin.retrieval.integrity import LARGE, Check
 from ragft_plugin.retrieval.records import SegmentRecord
 
 Rows = NDArray[np.int64]
@@ -42,12 +43,14 @@ class Segment:
         rows: row numbers, sorted, shape (n,).
         vectors: unit vectors, shape (n, dim); dim 0 without an encoder.
         approximate: an index over them, None to search exactly.
+        check: of the vectors' file, where that is not finished when it is opened.
     """
 
     name: str
     rows: Rows
     vectors: Vectors
     approximate: Approximate | None = None
+    check: Check | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,8 +67,13 @@ def write_segment(folder: Path, rows: Rows, vectors: Vectors) -> SegmentRecord:
     return SegmentRecord(name, int(rows[0]), len(rows), vectors.shape[1], *sums)
 
 
-def open_segment(folder: Path, record: SegmentRecord) -> Segment:
+def open_segment(folder: Path, record: SegmentRecord, *, patient: bool = False) -> Segment:
     """Map a segment's files after checking them against the catalogue.
+
+    Args:
+        folder: of the segments.
+        record: from the catalogue.
+        patient: check even large files before returning.
 
     Raises:
         SegmentMissing: a file is not there.
@@ -74,21 +82,19 @@ def open_segment(folder: Path, record: SegmentRecord) -> Segment:
     if not _NAME.fullmatch(record.name):
         raise StoreError(f"{folder}: the catalogue names a segment {record.name!r}, which is no segment's name")
     arrays = []
+    running: Check | None = None
     for part, digest, dtype, shape in (
         ("rows", record.rows_sha256, "<i8", (record.count,)),
         ("vectors", record.vectors_sha256, "<f4", (record.count, record.dim)),
     ):
         path = folder / f"{record.name}.{part}.npy"
         try:
-            with _open(path) as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != digest:
-                raise StoreError(
-                    f"{path} is damaged: its SHA-256 is {found}, the catalogue says {digest}. "
-                    "Restore it from a copy or index the documents again"
-                )
-            mapped = 0 not in shape
-            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+            check = Check(path, digest)
+            if patient or check.size < LARGE:
+                check.finish()
+            else:
+                running = check
+            array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
         except FileNotFoundError as error:
             raise SegmentMissing(str(path)) from error
         except (OSError, ValueError) as error:
@@ -96,8 +102,10 @@ def open_segment(folder: Path, record: SegmentRecord) -> Segment:
         if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise StoreError(f"{path} holds {array.dtype} {array.shape}, the catalogue says {dtype} {shape}")
         arrays.append(array)
+    if running is not None:
+        running.start()
     approximate = load(folder.parent / INDEXES, record.name, (record.count, record.dim))
-    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]), approximate)
+    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]), approximate, running)
 
 
 def remove_strangers(folder: Path, known: set[str]) -> None:
@@ -122,7 +130,12 @@ def search(
 
     Returns:
         exact cosines and positions, both of shape (n, min(k, allowed)), best first.
+
+    Raises:
+        StoreError: the file of the vectors has been found damaged.
     """
+    if segment.check is not None:
+        segment.check.so_far()
     count = len(segment) if allowed is None else len(allowed)
     if segment.approximate is None or count <= max(_EXACT if allowed is not None else 0, 4 * k):
         return nearest(queries, segment.vectors, k, allowed)
@@ -174,12 +187,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _open(path: Path) -> io.BufferedReader:
-    # A link in a stranger's directory could point anywhere.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    return os.fdopen(descriptor, "rb")
 
 
 def _write(path: Path, array: NDArray[np.int64] | NDArray[np.float32]) -> str:

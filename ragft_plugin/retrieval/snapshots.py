@@ -53,6 +53,12 @@ class Snapshots:
         self._behind: dict[int, float] = {}  # version of a commit whose BM25 is not there yet: until when to wait
         self.last = self._make(None, PATIENCE)
 
+    def close(self) -> None:
+        """Stop what checks large files in the background."""
+        for segment in self.last.segments:
+            if segment.check is not None:
+                segment.check.stop()
+
     def current(self) -> View:
         """Return a view of the last commit that is complete, whoever made it."""
         view, state = self.last, self._catalogue.state()

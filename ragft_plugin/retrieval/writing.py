@@ -188,6 +188,9 @@ class Writer:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if not segments:
             return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        for segment in segments:
+            if segment.check is not None:
+                segment.check.finish()  # damage must not be copied under a new checksum
         rows = np.concatenate([segment.rows for segment in segments])
         vectors = np.concatenate([segment.vectors for segment in segments])
         if len(without):
