@@ -26,12 +26,25 @@ def decided(id, arm="rag", **fields):
     return Decision(id, arm, ARMS, values={"rag": 0.5, "base": 0.25}, confidence=0.7, **fields)
 
 
-@pytest.fixture
-def database(tmp_path):
-    """An SQLite file, or the empty database that RAGFT_TEST_DATABASE names (an SQLAlchemy URL): same tests."""
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory):
+    """URL of a PostgreSQL server: that in RAGFT_TEST_DATABASE, or one started by the package pgserver."""
     url = os.environ.get("RAGFT_TEST_DATABASE")
-    if url is None:
+    if url is not None:
+        yield url
+        return
+    pgserver = pytest.importorskip("pgserver", reason="no RAGFT_TEST_DATABASE, and pgserver is not installed")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def database(request, tmp_path):
+    """Where the log is kept; every test that asks for it runs on each, with an empty database."""
+    if request.param == "sqlite":
         return str(tmp_path / "log.sqlite")
+    url = request.getfixturevalue("postgresql")
     engine = sql.create_engine(url)
     TABLES.drop_all(engine)
     engine.dispose()
