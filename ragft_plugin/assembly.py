@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ragft_plugin.adapter_records import AdapterRecords
 from ragft_plugin.arms import Arm
 from ragft_plugin.config import Config, parse_arm
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.routing import Router
-from ragft_plugin.types import Generator
+from ragft_plugin.types import Encoder, Generator
 
 if TYPE_CHECKING:
     from ragft_plugin.evaluation.decision_log import DecisionLog
@@ -44,6 +46,7 @@ class Project:
         self._stack = ExitStack()
         self._model: LoraModel | None = None
         self._knowledge_base: KnowledgeBase | None = None
+        self._adapter_records: AdapterRecords | None = None
 
     def __enter__(self) -> Project:
         """Enter; parts are opened later."""
@@ -125,13 +128,31 @@ class Project:
             arms.append(Arm(name, generators[parsed.adapter], retriever, cost=self.config.arm_cost(name)))
         return arms
 
+    def adapter_records(self) -> AdapterRecords:
+        """What the adapters' manifests tell of their training, read once."""
+        if self._adapter_records is None:
+            self._adapter_records = AdapterRecords(self.config)
+        return self._adapter_records
+
     def router(self) -> Router:
-        """The fitted router, or a cold one that compares coverage and closeness until there are outcomes."""
+        """The fitted router, or a cold one that compares coverage and closeness until there are outcomes.
+
+        Either knows when and on what the adapters were trained, so that a stale one is not asked closed-book, and
+        explores as the settings say.
+        """
+        names = self.config.arm_names()
+        records = self.adapter_records().by_arm(names)
         path = self.config.path(self.config.router)
         if path.exists():
-            return Router.load(path)
-        names = self.config.arm_names()
-        return Router.cold(names, retrieves={name: parse_arm(name).retrieves for name in names})
+            router = Router.load(path, encoder=_encoder_of(path))
+            router.adapters = records
+        else:
+            router = Router.cold(names, retrieves={name: parse_arm(name).retrieves for name in names}, adapters=records)
+        if self.config.cost_weight:
+            router.cost_weight = self.config.cost_weight
+        if self.config.exploration:
+            router.policy, router.exploration = "epsilon_greedy", self.config.exploration
+        return router
 
     def log(self) -> DecisionLog | None:
         """The decision log, if one is configured: a file beside the settings, or an SQLAlchemy URL."""
@@ -151,9 +172,22 @@ class Project:
             router: instead of the configured one.
             **settings: for ``Pipeline``, over the configured ones.
         """
+        records = self.adapter_records()
         defaults: Mapping[str, Any] = {
             "k": self.config.k,
             "retrieval_cost": self.config.costs.retrieval,
             "log": self.log(),
+            "facts": records.facts if records else None,
         }
         return Pipeline(self.arms(), router or self.router(), **{**defaults, **settings})
+
+
+def _encoder_of(router: Path) -> Encoder | None:
+    """The encoder a router on disk was fitted with, None for TF-IDF."""
+    from ragft_plugin.routing.persistence import encoder_fingerprint
+
+    if encoder_fingerprint(router) == "tfidf":
+        return None
+    from ragft_plugin.retrieval import MiniLMEncoder
+
+    return MiniLMEncoder()

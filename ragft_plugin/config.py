@@ -7,6 +7,7 @@ Paths are relative to the file. An arm's name says what it is made of: ``base``,
 from __future__ import annotations
 
 import re
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,11 +104,15 @@ class Config(Strict):
         knowledge_base: folder of the knowledge base.
         encoder: ``hashing``, ``minilm``, or ``none`` for BM25 alone.
         adapters: name -> folder of each LoRA adapter.
+        known_until: name -> day up to which an adapter knows the world, where its data are older than its training;
+            passages changed later make it stale.
         arms: what to choose among; empty means every arm that base, knowledge base and adapters allow.
         router: folder of the fitted router; without one, a cold start decides.
         log: decision log, a SQLite file or an SQLAlchemy URL.
         k: passages per query.
         cost_weight: reward given up per unit of cost.
+        exploration: epsilon: share of queries whose arm is left to chance, and whose evidence is gathered in full, so
+            that a log can be learnt from. 0 leaves nothing to chance.
     """
 
     version: Literal[1] = 1
@@ -116,17 +121,22 @@ class Config(Strict):
     knowledge_base: str | None = "knowledge_base"
     encoder: Literal["hashing", "minilm", "none"] = "hashing"
     adapters: dict[str, str] = {}
+    known_until: dict[str, date | datetime] = {}
     arms: list[Annotated[str, AfterValidator(_valid_arm)]] = []
     router: str = "router"
     log: str | None = None
     k: int = Field(default=3, ge=1, le=100)
     costs: Costs = Costs()
     cost_weight: float = Field(default=0.0, ge=0)
+    exploration: float = Field(default=0.0, ge=0, le=1)
     generation: Generation = Generation()
     folder: Path = Field(default_factory=Path, exclude=True)
 
     @model_validator(mode="after")
     def _arms_have_their_parts(self) -> Config:
+        for name in self.known_until:
+            if name not in self.adapters:
+                raise ValueError(f"known_until names {name!r}; adapters: has {', '.join(self.adapters) or 'none'}")
         for name in self.arms:
             arm = parse_arm(name)
             if arm.adapter is not None and arm.adapter not in self.adapters:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -68,6 +68,9 @@ class DecisionSink(Protocol):
         ...
 
 
+Facts = Callable[[Sequence[str]], Sequence[Mapping[str, float]]]
+
+
 class Pipeline:
     """Answers queries by the arm that the router chooses.
 
@@ -79,6 +82,8 @@ class Pipeline:
         fallback: arms to try, in order, when the chosen one fails before its first token. None means every
             other arm by falling predicted value; an empty tuple means to raise instead.
         log: where decisions are recorded.
+        facts: what else is known of questions beside their texts: questions -> {name: value} of each; signals for the
+            router (``Evidence.facts``).
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Pipeline:
         retrieval_cost: float = 0.0,
         fallback: Sequence[str] | None = None,
         log: DecisionSink | None = None,
+        facts: Facts | None = None,
     ) -> None:
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
@@ -99,6 +105,7 @@ class Pipeline:
         self.retrieval_cost = retrieval_cost
         self.fallback = None if fallback is None else tuple(fallback)
         self.log = log
+        self.facts = facts
         for name in (*router.arms, *(self.fallback or ())):
             self._arm(name)
         # Passages gathered for deciding come from the first retriever; an arm with another one asks it itself.
@@ -205,6 +212,9 @@ class Pipeline:
     def _decide(self, queries: Sequence[str | Evidence], request: Request) -> Course[list[Routed]]:
         known = [query if isinstance(query, Evidence) else Evidence(query) for query in queries]
         evidence = [replace(e, query=check_question(e.query), scope=request.scope) for e in known]
+        if self.facts is not None and request.arm is None:
+            told = self.facts([e.query for e in evidence])
+            evidence = [replace(e, facts={**more, **e.facts}) for e, more in zip(evidence, told, strict=True)]
         decisions: dict[int, Decision] = {}
         # Every stage is gathered at most once, so a router that never decides is a fault, not a loop.
         for _ in range(8):
@@ -372,6 +382,9 @@ class Pipeline:
         cost = sum(run.values()) - max(0, reads - 1) * self.retrieval_cost
         if not reads:
             cost += gathered
+        price = getattr(self.router, "signal_price", None)
+        if price is not None and not item.decision.forced:
+            cost += price(item.decision.stage)
         ids = [passage.id for passage in evidence.passages or ()]
         prices = {name: arm.cost for name, arm in self.arms.items()}
         self.log.append(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ragft_plugin.cli.decisions import read_decisions, show_off_policy
 from ragft_plugin.cli.terminal import json_option, print_json, progress
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.types import STAGES, Encoder
+
+if TYPE_CHECKING:
+    from ragft_plugin.evaluation.outcomes import Outcomes
 
 FIGURES = (
     ("reward", "reward (nested, gated)"),
@@ -63,7 +67,7 @@ def show_figures(figures: dict[str, Any]) -> None:
 
 
 @click.command("fit")
-@click.argument("outcomes", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("outcomes", required=False, type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), help="Save the router to this directory.")
 @click.option("--cv", type=click.IntRange(2), help="Cross-validate with so many folds.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of folds and resampling.")
@@ -80,12 +84,12 @@ def show_figures(figures: dict[str, Any]) -> None:
 @click.option("--no-gate", is_flag=True, help="Save a router that decides even where it gains nothing.")
 @click.option(
     "--log",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Rewards of logged decisions to learn from too.",
+    metavar="PATH_OR_URL",
+    help="Decision log to learn from too, or alone: an SQLite file, an SQLAlchemy URL, or JSON Lines.",
 )
 @json_option
 def command(
-    outcomes: Path,
+    outcomes: Path | None,
     out: Path | None,
     cv: int | None,
     seed: int,
@@ -96,19 +100,22 @@ def command(
     frontier: bool,
     baselines: bool,
     no_gate: bool,
-    log: Path | None,
+    log: str | None,
     as_json: bool,
 ) -> None:
-    """Learn a router from OUTCOMES (JSON Lines), or cross-validate one with --cv."""
-    from ragft_plugin.evaluation.outcomes import Outcomes, read_outcomes
+    """Learn a router from OUTCOMES (JSON Lines), logged decisions (--log) or both; --cv cross-validates one.
+
+    With --log it also tells what the new router would have earned on the logged queries, and whether that is more than
+    was earned.
+    """
     from ragft_plugin.routing.crossval import cross_validate
     from ragft_plugin.routing.router import Router
 
-    if cv is None and out is None:
+    if outcomes is None and log is None:
+        raise ConfigError("nothing to learn from: give OUTCOMES (JSON Lines), --log PATH_OR_URL, or both")
+    if cv is None and out is None and log is None:
         raise ConfigError("nothing to do: give --out DIRECTORY to save a router, --cv 5 to cross-validate, or both")
-    rows = read_outcomes(outcomes)
-    if log is not None:
-        rows = Outcomes.from_rows([*rows.rows, *read_outcomes(log, rows.arms).rows], rows.arms)
+    rows, logged, more = _rows(outcomes, log)
     options: dict[str, Any] = {
         "stages": chosen_stages(stages),
         "encoder": chosen_encoder(encoder),
@@ -116,9 +123,16 @@ def command(
         "seed": seed,
     }
     result: dict[str, Any] = {}
+    if logged is not None and not logged.full_feedback:
+        from ragft_plugin.routing.off_policy import off_policy_figures
+
+        told = off_policy_figures(logged, more=more, cost_weight=cost_weight, gated=not no_gate, **options)
+        result["off_policy"] = told
+        if not as_json:
+            show_off_policy(told)
     if cv is not None:
         with progress("cross-validating", quiet=as_json) as tell:
-            result = cross_validate(
+            result |= cross_validate(
                 rows, cv, cost_weight=cost_weight, frontier=frontier, baselines=baselines, progress=tell, **options
             )
     if out is not None:
@@ -147,3 +161,17 @@ def command(
             f"saved {out}: gate {result['gate']}, gain {result['gate_gain']:+.4f}, "
             f"lower bound {result['gate_lower']:+.4f}"
         )
+
+
+def _rows(outcomes: Path | None, log: str | None) -> tuple[Outcomes, Outcomes | None, Outcomes | None]:
+    """All rows to learn from, the logged ones among them, and the rest."""
+    from ragft_plugin.evaluation.outcomes import Outcomes, read_outcomes
+
+    more = None if outcomes is None else read_outcomes(outcomes)
+    if log is None:
+        assert more is not None
+        return more, None, None
+    logged = read_decisions(log, None if more is None else more.arms)
+    if more is None:
+        return logged, logged, None
+    return Outcomes.from_rows([*more.rows, *logged.rows], more.arms), logged, more

@@ -137,6 +137,7 @@ class LoggedDecision:
             "query": self.query_hash if self.query is None else self.query,
             "arm": self.arm,
             "propensities": dict(self.propensities),
+            "stage": self.stage,
             "stage_probability": self.stage_probability,
             "forced": self.forced,
         }

@@ -105,6 +105,8 @@ class Outcome(_Row):
         propensities: arm -> probability under the policy that logged the row; sums to 1.
         arm: the arm which that policy chose; needed only where several but not all arms have a reward.
         decision_id: joins a late reward to its decision.
+        stage: the last stage of evidence that the logged decision was made on; what lies beyond came with the
+            answer. None where all evidence in the row was there (every arm was run).
         stage_probability: probability of having gathered exactly this evidence (1 without exploration).
         forced: the caller named the arm; such a row says nothing about the policy.
         encoder: fingerprint of what made ``embedding``.
@@ -126,6 +128,7 @@ class Outcome(_Row):
     propensities: dict[ArmName, Share] | None = None
     arm: ArmName | None = None
     decision_id: str | None = None
+    stage: Stage | None = None
     stage_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     forced: bool = False
     encoder: str | None = None
@@ -256,7 +259,7 @@ class Outcome(_Row):
     def visible(self) -> dict[str, Any]:
         """The fields that signals may read, as plain data; final answers only of arms that have a draft."""
         hidden = NEVER_FEATURES | {"answers", "arm", "cost", "decision_id", "forced"}
-        hidden |= {"propensities", "stage_probability"}
+        hidden |= {"propensities", "stage", "stage_probability"}
         fields = self.model_dump(exclude=set(hidden), exclude_none=True)
         for passage in fields.get("passages", ()):
             passage["metadata"] = _visible(passage["metadata"])

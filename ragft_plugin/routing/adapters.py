@@ -9,13 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from ragft_plugin.evaluation.outcome import reads_passages
 from ragft_plugin.types import Passage
 
-CHANGED_KEYS = ("updated_at", "modified_at", "changed_at", "last_modified", "date")
+CHANGED_KEYS = (
+    "updated_at",
+    "updated",
+    "modified_at",
+    "modified",
+    "changed_at",
+    "changed",
+    "last_modified",
+    "last_updated",
+    "last_modified_date",
+    "date_modified",
+    "mtime",
+    "date",
+)
+"""Metadata that tells when a passage was changed: ISO 8601, or seconds since 1970. The first that is a time counts."""
+
 LOOK_AT = 3  # the first passages are the evidence; what ranks below hardly bears on the answer
 
 
@@ -24,14 +39,18 @@ class AdapterRecord:
     """When and on what an adapter was trained, as its manifest says.
 
     Attributes:
-        trained_at: time of training, seconds since 1970 or an ISO 8601 string; None if unknown.
-        passages: id -> content hash of the passages trained on (see ``content_hash``).
+        trained_at: the time up to which it knows the world, at the latest that of training: seconds since 1970 or
+            an ISO 8601 string; None if unknown.
+        passages: id -> content hash of the passages trained on (see ``content_hash``), or the hash's beginning.
         questions: a sample of the questions trained on, for the cold start.
+        closeness: name of the fact (``Evidence.facts``) that tells how close a question is to those trained on, in
+            [0, 1]; it stands in for ``questions`` where an adapter does not give them away.
     """
 
     trained_at: float | str | None = None
     passages: Mapping[str, str] = field(default_factory=dict)
     questions: Sequence[str] = ()
+    closeness: str | None = None
 
 
 def content_hash(text: str) -> str:
@@ -53,6 +72,8 @@ def seconds(value: Any) -> float | None:
     """
     if isinstance(value, bool):
         return None
+    if isinstance(value, date):
+        value = value.isoformat()
     if isinstance(value, int | float):
         return float(value)
     if isinstance(value, str):
@@ -70,17 +91,27 @@ def staleness(record: AdapterRecord, passages: Sequence[Passage]) -> str | None:
     for passage in passages[:LOOK_AT]:
         known = record.passages.get(passage.id)
         if known is not None:
-            now = passage.metadata.get("content_hash") or content_hash(passage.text)
-            if now != known:
+            now = str(passage.metadata.get("content_hash") or content_hash(passage.text))
+            if not known or not now.startswith(known):
                 return f"passage {passage.id!r} has changed since it was trained on"
             continue
         if trained is None:
             continue
-        for key in CHANGED_KEYS:
-            changed = seconds(passage.metadata.get(key))
-            if changed is not None and changed > trained:
-                return f"passage {passage.id!r} is newer than its training"
+        changed = changed_at(passage)
+        if changed is not None and changed > trained:
+            return f"passage {passage.id!r} is newer than its training"
     return None
+
+
+def changed_at(passage: Passage) -> float | None:
+    """When a passage was last changed, seconds since 1970, by the first of ``CHANGED_KEYS`` that holds a time.
+
+    Example:
+        >>> changed_at(Passage("1", "text", metadata={"updated": "1970-01-02"}))
+        86400.0
+    """
+    times = (seconds(passage.metadata.get(key)) for key in CHANGED_KEYS)
+    return next((time for time in times if time is not None), None)
 
 
 def stale_arms(

@@ -2,8 +2,8 @@
 
 Two numbers are compared, none of them learnt:
 
-* coverage - the share of the question's words, rare ones counting more, that the best passage contains: can the
-  knowledge base answer this?
+* coverage - the share of the question's words, names and long ones counting more, that the best passage contains:
+  can the knowledge base answer this?
 * closeness - the cosine between the question and the nearest question the adapter was trained on: was it taught
   this?
 
@@ -15,6 +15,7 @@ what it found. Whatever it decides is a guess and its confidence says so: run so
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -31,6 +32,8 @@ _COMMON = frozenset(
     "a an and are as at be by can did do does for from had has have how in is it its of on or that the their they this "
     "to was were what when where which who whom whose why will with would you your me my".split()
 )
+_NAME = re.compile(r"(?<!^)(?<![.?!]\s)\b[A-Z]\w+|\b\w*\d\w*")
+NAME_WEIGHT = 3.0  # a name or number in the question counts as so many words
 MAX_QUESTIONS = 5000
 
 
@@ -46,6 +49,8 @@ class ColdStart:
         questions: per adapter, vectors of its training questions.
         covered: threshold on coverage.
         close: threshold on closeness.
+        texts: per adapter, its training questions.
+        facts: per arm, the fact that tells closeness instead, or None.
     """
 
     arms: tuple[str, ...]
@@ -56,6 +61,7 @@ class ColdStart:
     covered: float
     close: float
     texts: tuple[tuple[str, ...], ...] = ()
+    facts: tuple[str | None, ...] = ()
 
     @classmethod
     def of(
@@ -77,7 +83,10 @@ class ColdStart:
                 continue
             taught.append(len(texts))
             texts.append(tuple(record.questions[:MAX_QUESTIONS]))
-        return cls.prepare(tuple(arms), tuple(reads[a] for a in arms), tuple(taught), tuple(texts), covered, close)
+        facts = tuple(None if a not in adapters else adapters[a].closeness for a in arms)
+        return cls.prepare(
+            tuple(arms), tuple(reads[a] for a in arms), tuple(taught), tuple(texts), covered, close, facts
+        )
 
     @classmethod
     def prepare(
@@ -88,12 +97,13 @@ class ColdStart:
         texts: tuple[tuple[str, ...], ...],
         covered: float,
         close: float,
+        facts: tuple[str | None, ...] = (),
     ) -> ColdStart:
         """Weigh the training questions' words."""
         split = [[words(q) for q in each] for each in texts]
         tfidf = Tfidf.fit((w for each in split for w in each), min_df=1)
         vectors = tuple(tuple(tfidf.transform(w) for w in each) for each in split)
-        return cls(arms, reads, taught, tfidf, vectors, covered, close, texts)
+        return cls(arms, reads, taught, tfidf, vectors, covered, close, texts, facts or (None,) * len(arms))
 
     def wants_passages(self, evidence: Evidence) -> bool:
         """Whether a retrieval would help to decide."""
@@ -102,13 +112,13 @@ class ColdStart:
     def judge(self, evidence: Evidence, stale: Mapping[int, str]) -> tuple[FloatArray, float, tuple[str, ...]]:
         """Values of the arms, shape (a,), the confidence, and the reasons."""
         query = words(evidence.query)
-        vector = self.tfidf.transform(query)
-        near = [max((cosine(vector, q) for q in each), default=0.0) for each in self.questions]
+        near = self._closeness(query, evidence)
         coverage = self._coverage(query, evidence)
         # The margin over its threshold, in [-1, 1], is what makes the two comparable.
         value = np.zeros(len(self.arms))
         for a, reads in enumerate(self.reads):
-            taught = near[self.taught[a]] - self.close if self.taught[a] >= 0 else None
+            close = near[a]
+            taught = None if close is None else close - self.close
             found = coverage - self.covered
             if reads and taught is not None:
                 value[a] = min(found, taught) + 0.5 if found >= 0.0 and taught >= 0.0 else min(found, taught)
@@ -126,19 +136,31 @@ class ColdStart:
         if evidence.passages is not None:
             reasons.append(f"passages cover {coverage:.0%} of the question (threshold {self.covered:.0%})")
         reasons += [
-            f"closeness to what {self.arms[a]} was trained on is {near[i]:.2f} (threshold {self.close:.2f})"
-            for a, i in enumerate(self.taught)
-            if i >= 0
+            f"closeness to what {self.arms[a]} was trained on is {close:.2f} (threshold {self.close:.2f})"
+            for a, close in enumerate(near)
+            if close is not None
         ]
         reasons.append("cold start: nothing was learnt from outcomes yet")
         confidence = float(np.clip(0.5 + 0.3 * value[best], 0.3, 0.8)) if np.isfinite(value[best]) else 0.3
         return value, confidence, tuple(reasons)
 
+    def _closeness(self, query: Sequence[str], evidence: Evidence) -> list[float | None]:
+        """Per arm, how close the question is to its adapter's training questions; None if that is not known."""
+        vector = self.tfidf.transform(query)
+        known = [max((cosine(vector, q) for q in each), default=0.0) for each in self.questions]
+        near: list[float | None] = [None if i < 0 else known[i] for i in self.taught]
+        for a, fact in enumerate(self.facts):
+            if fact is not None and fact in evidence.facts:
+                near[a] = evidence.facts[fact]
+        return near
+
     def _coverage(self, query: Sequence[str], evidence: Evidence) -> float:
         asked = {w for w in query if w not in _COMMON} or set(query)
         if not asked or not evidence.passages:
             return 0.0
-        weight = {w: math.sqrt(len(w)) for w in asked}
+        # A passage that shares the wording but not the name is about something else.
+        named = {w for name in _NAME.findall(evidence.query) for w in words(name)}
+        weight = {w: math.sqrt(len(w)) * (NAME_WEIGHT if w in named else 1.0) for w in asked}
         total = sum(weight.values())
         return max(
             sum(v for w, v in weight.items() if w in found) / total

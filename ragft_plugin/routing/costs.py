@@ -35,9 +35,11 @@ class Costs:
     stage: FloatArray
     arm: FloatArray
 
-    def mean(self) -> Costs:
-        """What is known before a query is asked."""
-        return Costs(self.stage.mean(axis=0), self.arm.mean(axis=0))
+    def mean(self, weight: FloatArray | None = None) -> Costs:
+        """What is known before a query is asked: the mean, each row counting ``weight``, shape (n,)."""
+        if weight is None:
+            return Costs(self.stage.mean(axis=0), self.arm.mean(axis=0))
+        return Costs(np.average(self.stage, axis=0, weights=weight), np.average(self.arm, axis=0, weights=weight))
 
     def take(self, index: np.ndarray) -> Costs:
         """Rows at ``index``."""

@@ -59,12 +59,25 @@ class Featurizer:
     centre: dict[Stage, FloatArray] = field(default_factory=dict)
 
     def fit(
-        self, evidence: Sequence[Evidence], answers: Sequence[Mapping[str, str]] | None = None, seed: int = 0
+        self,
+        evidence: Sequence[Evidence],
+        answers: Sequence[Mapping[str, str]] | None = None,
+        seed: int = 0,
+        complete: NDArray[np.bool_] | None = None,
     ) -> FloatArray:
-        """Learn from fully gathered evidence; returns the features of the last stage, shape (n, d)."""
+        """Learn from evidence; returns the features of the last stage, shape (n, d).
+
+        Args:
+            evidence: fully gathered, bar the rows that are not complete.
+            answers: as in ``transform``.
+            seed: of the random projection.
+            complete: which rows have evidence of all stages, shape (n,); None means all. Of the others only the
+                question is read, and their later features are 0.
+        """
         texts = [self._texts(e) for e in evidence]
         split = [{block: words(t) for block, t in row.items()} for row in texts]
         n = len(evidence)
+        whole = np.ones(n, dtype=bool) if complete is None else complete
         self.tfidf = Tfidf.fit((t for row in split for t in row.values()), min_df=2 if n > FEW_ROWS else 1)
         blocks = self._blocks()
         vectors: dict[str, FloatArray] = {}
@@ -80,7 +93,10 @@ class Featurizer:
         parts: list[FloatArray] = []
         readings: list[Reading | None] = [None] * n
         for stage in self.stages:
-            found = [self._signals(e, stage, a, readings, i) for i, (e, a) in enumerate(_zip(evidence, answers))]
+            found = [
+                self._signals(e, stage, a, readings, i) if whole[i] or stage == "question" else {}
+                for i, (e, a) in enumerate(_zip(evidence, answers))
+            ]
             names = tuple(dict.fromkeys(name for row in found for name in row))
             raw = np.array([[row.get(name, np.nan) for name in names] for row in found]).reshape(n, len(names))
             raw[~np.isfinite(raw)] = np.nan

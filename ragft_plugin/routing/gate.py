@@ -42,13 +42,15 @@ class Gain:
         return self.lower > 0.0
 
 
-def paired_gain(difference: FloatArray, group: IntArray, seed: int = 0) -> Gain:
+def paired_gain(difference: FloatArray, group: IntArray, seed: int = 0, weight: FloatArray | None = None) -> Gain:
     """Bootstrap the mean of paired differences.
 
     Args:
         difference: utility of the policy minus that of the single arm, shape (n,).
         group: rows of the same group (same query text) are resampled together, shape (n,).
         seed: of the resampling.
+        weight: how many queries each row stands for, shape (n,); None means 1. The mean is then
+            sum w d / sum w.
 
     Returns:
         Mean and interval. With fewer than two groups the bounds are minus and plus infinity.
@@ -58,12 +60,13 @@ def paired_gain(difference: FloatArray, group: IntArray, seed: int = 0) -> Gain:
         >>> gain.is_open, round(gain.lower, 3)
         (True, 0.1)
     """
-    mean = float(difference.mean())
+    weight = np.ones(len(difference)) if weight is None else weight
+    mean = float(np.average(difference, weights=weight))
     _, group = np.unique(group, return_inverse=True)
-    count = np.bincount(group).astype(np.float64)
+    count = np.bincount(group, weights=weight)
     if len(count) < 2:
         return Gain(mean, -np.inf, (-np.inf, np.inf))
-    total = np.bincount(group, weights=difference)
+    total = np.bincount(group, weights=weight * difference)
     if np.ptp(total / count) == 0.0:
         return Gain(mean, mean, (mean, mean))
     rng = np.random.default_rng(seed)
@@ -76,12 +79,13 @@ def paired_gain(difference: FloatArray, group: IntArray, seed: int = 0) -> Gain:
     return Gain(mean, float(lower), (float(low), float(high)))
 
 
-def single_arm(reward: FloatArray, cost: FloatArray, weight: float) -> int:
+def single_arm(reward: FloatArray, cost: FloatArray, weight: float, rows: FloatArray | None = None) -> int:
     """Index of the arm with the best mean of reward - weight * cost; ties go to the first.
 
     Args:
         reward: shape (n, a).
         cost: of running the arm straight away, shape (n, a).
         weight: reward given up per unit of cost.
+        rows: how many queries each row stands for, shape (n,); None means 1.
     """
-    return int(np.round((reward - weight * cost).mean(axis=0), 9).argmax())
+    return int(np.round(np.average(reward - weight * cost, axis=0, weights=rows), 9).argmax())

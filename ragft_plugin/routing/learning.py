@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ragft_plugin.errors import ConfigError, DataError
 from ragft_plugin.evaluation.outcomes import Outcome, Outcomes, reads_passages
+from ragft_plugin.routing.completeness import Completeness
 from ragft_plugin.routing.costs import Costs, costs_of
 from ragft_plugin.routing.features import Featurizer
 from ragft_plugin.routing.novelty import Novelty
@@ -37,9 +39,9 @@ class Learnt:
     Attributes:
         parts: what decides.
         features: of the training rows at the last stage, shape (n, d).
-        probability: per stage, out-of-fold rewards, shape (repeats * n, a).
-        reward: what each arm earned, or an unbiased estimate of it, shape (n, a).
-        costs: of every row.
+        probability: per stage, out-of-fold rewards of the m rows with all evidence, shape (repeats * m, a).
+        reward: what each arm earned on these, or an unbiased estimate of it, shape (m, a).
+        costs: of these.
     """
 
     parts: Parts
@@ -138,28 +140,37 @@ def learn(
     if model not in REWARD_MODELS:
         raise ConfigError(f"unknown reward model {model!r}, expected one of {', '.join(REWARD_MODELS)}")
     outcomes = outcomes.require_learnable()
-    used, draft_arm, agreement_arm = usable_stages(outcomes, stages, draft_arm, agreement_arm)
+    complete = Completeness.of(outcomes)
+    whole = outcomes.take(complete.rows)
+    used, draft_arm, agreement_arm = usable_stages(whole, stages, draft_arm, agreement_arm)
+    if len(used) == 1:  # every row has a question
+        complete, whole = Completeness(np.ones(len(outcomes), bool), np.ones(len(outcomes))), outcomes
     steps = len(used) + 2
     tell = progress or (lambda done, total: None)
     evidence, answers = evidence_of(outcomes.rows, used[-1], draft_arm, agreement_arm)
     featurizer = Featurizer(used, draft_arm, agreement_arm, encoder)
-    features = featurizer.fit(evidence, answers, seed)
+    features = featurizer.fit(evidence, answers, seed, complete.rows)
     if not np.isfinite(features).all():
         raise DataError("a feature is not finite; does the encoder return NaN?")
     tell(1, steps)
     weight = reward_weights(outcomes)
+    counted = weight[complete.rows] * complete.weight[:, None]
     folds = [fold_ids(outcomes, seed + r) for r in range(REPEATS if len(outcomes) <= REPEAT_ROWS else 1)]
     models: list[RewardModel] = []
     probability: tuple[FloatArray, ...] = ()
     for i, stage in enumerate(used):
         x, signals = features[:, : featurizer.width(stage)], featurizer.signals(stage)
-        fitted = REWARD_MODELS[model]().fit(x, outcomes.reward, folds[0], weight, signals)
+        if i == 0:
+            fitted, found = _cross_fitted(model, x, outcomes.reward, weight, signals, folds)
+            found = found[:, complete.rows]
+        else:
+            inside = [fold[complete.rows] for fold in folds]
+            fitted, found = _cross_fitted(model, x[complete.rows], whole.reward, counted, signals, inside)
         models.append(fitted)
-        others = [fitted.cross_fit(x, outcomes.reward, fold, weight) for fold in folds[1:]]
-        probability += (np.concatenate([fitted.out_of_fold_, *others]),)
+        probability += (found.reshape(-1, len(outcomes.arms)),)
         tell(2 + i, steps)
-    reward = full_rewards(outcomes, probability[-1].reshape(len(folds), *outcomes.reward.shape).mean(axis=0))
-    costs = costs_of(outcomes, used, draft_arm, agreement_arm)
+    reward = full_rewards(whole, probability[-1].reshape(len(folds), *whole.reward.shape).mean(axis=0))
+    costs = costs_of(whole, used, draft_arm, agreement_arm)
     means = prior_means(outcomes.reward, weight)
     seen = np.asarray(~np.isnan(outcomes.reward).all(axis=0))
     plan = learn_plan(
@@ -167,16 +178,31 @@ def learn(
         reward,
         np.where(seen, means, -1.0),
         costs,
-        folds[0],
-        outcomes.text_groups,
+        folds[0][complete.rows],
+        whole.text_groups,
         repeats=len(folds),
         gated=gated,
         seed=seed,
+        row_weight=complete.weight,
     )
     tell(steps, steps)
     novelty = Novelty.fit(features[:, featurizer.question_columns], seed)
     parts = Parts(outcomes.arms, featurizer, tuple(models), plan, novelty, seen, model)
     return Learnt(parts, features, probability, reward, costs)
+
+
+def _cross_fitted(
+    model: str,
+    features: FloatArray,
+    reward: FloatArray,
+    weight: FloatArray,
+    signals: NDArray[np.bool_],
+    folds: Sequence[IntArray],
+) -> tuple[RewardModel, FloatArray]:
+    """A reward model, and what models of its kind said of rows out of their fold, shape (repeats, n, a)."""
+    fitted = REWARD_MODELS[model]().fit(features, reward, folds[0], weight, signals)
+    others = [fitted.cross_fit(features, reward, fold, weight) for fold in folds[1:]]
+    return fitted, np.stack([fitted.out_of_fold_, *others])
 
 
 def reward_weights(outcomes: Outcomes) -> FloatArray:

@@ -37,6 +37,7 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
                 "trained_at": record.trained_at,
                 "passages": dict(record.passages),
                 "questions": list(record.questions),
+                "closeness": record.closeness,
             }
             for name, record in router.adapters.items()
         },
@@ -60,7 +61,8 @@ def load_router(path: str | os.PathLike[str], encoder: Encoder | None) -> Router
         policy=state.policy,
         exploration=state.exploration,
         adapters={
-            name: AdapterRecord(a.trained_at, a.passages, tuple(a.questions)) for name, a in state.adapters.items()
+            name: AdapterRecord(a.trained_at, a.passages, tuple(a.questions), a.closeness)
+            for name, a in state.adapters.items()
         },
     )
     router.version = state.router_version
@@ -77,6 +79,16 @@ def load_router(path: str | os.PathLike[str], encoder: Encoder | None) -> Router
     return router
 
 
+def encoder_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Fingerprint of the encoder that a router on disk needs; "tfidf" if it needs none.
+
+    Raises:
+        RouterError: if there is no router, or it is damaged.
+    """
+    fitted = read_state(Path(path)).fitted
+    return "tfidf" if fitted is None else fitted.encoder
+
+
 def _cold_state(cold: ColdStart) -> dict[str, Any]:
     return {
         "reads": list(cold.reads),
@@ -84,12 +96,18 @@ def _cold_state(cold: ColdStart) -> dict[str, Any]:
         "texts": [list(each) for each in cold.texts],
         "covered": cold.covered,
         "close": cold.close,
+        "facts": list(cold.facts),
     }
 
 
 def _cold(state: RouterState, cold: ColdState, place: Path) -> ColdStart:
     n = len(state.arms)
-    if len(cold.reads) != n or len(cold.taught) != n or max(cold.taught) >= len(cold.texts):
+    if (
+        len(cold.reads) != n
+        or len(cold.taught) != n
+        or max(cold.taught) >= len(cold.texts)
+        or len(cold.facts) not in (0, n)
+    ):
         raise RouterError(f"{place}: the cold start does not fit {n} arms")
     texts = tuple(tuple(each) for each in cold.texts)
     return ColdStart.prepare(tuple(state.arms), tuple(cold.reads), tuple(cold.taught), texts, cold.covered, cold.close)

@@ -130,6 +130,7 @@ def learn_plan(
     repeats: int = 1,
     gated: bool,
     seed: int,
+    row_weight: FloatArray | None = None,
 ) -> Plan:
     """Learn stopping, gate and confidence at every weight of the grid.
 
@@ -143,27 +144,31 @@ def learn_plan(
         repeats: how many cross-fits there are.
         gated: whether the gate is used.
         seed: of the bootstrap.
+        row_weight: how many queries each row stands for, shape (n,); None means 1.
     """
-    prices = costs.mean()
+    counts = np.ones(len(reward)) if row_weight is None else row_weight
+    prices = costs.mean(counts)
     weights = weight_grid(prices)
     n = len(reward)
     copies = np.tile(np.arange(n), repeats)
     many, many_costs, many_folds = reward[copies], costs.take(copies), fold[copies]
-    rows = np.arange(len(copies))
+    rows, many_counts = np.arange(len(copies)), counts[copies]
     coef, gain, lower, platt = [], [], [], []
     for w in weights:
         safe = int(np.round(means - w * prices.direct, 9).argmax())
-        learnt, utility = learn_stopping(probability, many, many_costs, prices, float(w), safe, many_folds, repeats)
-        best = single_arm(reward, costs.direct, float(w))
+        learnt, utility = learn_stopping(
+            probability, many, many_costs, prices, float(w), safe, many_folds, repeats, many_counts
+        )
+        best = single_arm(reward, costs.direct, float(w), counts)
         single = reward[:, best] - w * costs.direct[:, best]
-        found = paired_gain(utility.reshape(repeats, n).mean(axis=0) - single, group, seed)
+        found = paired_gain(utility.reshape(repeats, n).mean(axis=0) - single, group, seed, counts)
         course = follow(probability, many, many_costs, prices, float(w), safe, learnt)
         said = np.stack(probability)[course.stage, rows, course.arm]
         earned = np.clip(many[rows, course.arm], 0.0, 1.0)
         coef.append(learnt)
         gain.append(found.mean)
         lower.append(found.lower if np.isfinite(found.lower) else -1.0)
-        platt.append(fit_platt(said, earned, np.full(len(said), 1.0 / repeats)))
+        platt.append(fit_platt(said, earned, many_counts / repeats))
     return Plan(weights, np.stack(coef), np.array(gain), np.array(lower), np.array(platt), means, prices, gated)
 
 

@@ -24,6 +24,7 @@ class AdapterState(Strict):
     trained_at: Finite | str | None = None
     passages: dict[str, str] = Field(default_factory=dict)
     questions: list[str] = Field(default_factory=list)
+    closeness: str | None = None
 
 
 class ColdState(Strict):
@@ -34,6 +35,7 @@ class ColdState(Strict):
     texts: list[list[str]]
     covered: Finite
     close: Finite
+    facts: list[str | None] = Field(default_factory=list)
 
 
 class FittedState(Strict):

@@ -157,6 +157,7 @@ def learn_stopping(
     safe: int,
     fold: IntArray,
     repeats: int = 1,
+    row_weight: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Learn when to stop, at one weight.
 
@@ -169,29 +170,32 @@ def learn_stopping(
         safe: index of the best single arm.
         fold: cross-fitting fold of each row, shape (n,); the same for all copies of a query.
         repeats: how often each query is there, predicted by models of different folds.
+        row_weight: how many queries each row stands for, shape (n,); None means 1. Where chance gathered the
+            evidence, 1 / P(evidence): then sums over complete rows estimate sums over all queries.
 
     Returns:
         Coefficients of the policy to use, shape (stages - 1, 8), and the utility that this way of choosing a
         policy earned on rows it was not chosen on, shape (n,).
     """
     stages = len(probability)
+    rows = np.ones(len(reward)) if row_weight is None else row_weight
     candidates = [
         (always(stages, stop), follow(probability, reward, costs, prices, weight, safe, always(stages, stop)).utility)
         for stop in range(stages)
     ]
     if stages > 1 and len(reward) >= STAGING_ROWS * repeats:
-        candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold, repeats))
+        candidates.append(_induce(probability, reward, costs, prices, weight, safe, fold, repeats, rows))
     utilities = np.stack([utility for _, utility in candidates])
     staged = len(candidates) > stages
     nested = np.empty(len(reward))
     for k in np.unique(fold):
         test = fold == k
-        nested[test] = utilities[_best(utilities[:, ~test], staged, repeats), test]
-    return candidates[_best(utilities, staged, repeats)][0], nested
+        nested[test] = utilities[_best(utilities[:, ~test], staged, repeats, rows[~test]), test]
+    return candidates[_best(utilities, staged, repeats, rows)][0], nested
 
 
-def _best(utilities: FloatArray, staged: bool, repeats: int) -> int:
-    """Which candidate to use; utilities have shape (candidates, n).
+def _best(utilities: FloatArray, staged: bool, repeats: int, rows: FloatArray) -> int:
+    """Which candidate to use; utilities have shape (candidates, n), ``rows`` weighs the queries.
 
     Among static ones that with the highest mean; ties go to the first, which gathers least. The staged one, last,
     is preferred to it unless the log says by a standard error that it is worse: it contains the static ones, and
@@ -201,12 +205,13 @@ def _best(utilities: FloatArray, staged: bool, repeats: int) -> int:
     if not n:
         return 0
     static = utilities[:-1] if staged else utilities
-    best = int(np.round(static.mean(axis=1), 9).argmax())
+    best = int(np.round(static @ rows / rows.sum(), 9).argmax())
     if not staged:
         return best
     loss = utilities[best] - utilities[-1]
-    error = float(loss.std()) / np.sqrt(max(n / repeats, 1.0))
-    return len(static) if float(loss.mean()) <= error else best
+    mean = float(rows @ loss / rows.sum())
+    error = float(np.sqrt(repeats * (rows**2 @ (loss - mean) ** 2)) / rows.sum())
+    return len(static) if mean <= error else best
 
 
 def _induce(
@@ -218,6 +223,7 @@ def _induce(
     safe: int,
     fold: IntArray,
     repeats: int,
+    weights: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     n, stages = len(reward), len(probability)
     rows = np.arange(n)
@@ -239,20 +245,24 @@ def _induce(
         for k in np.unique(fold):
             test = (fold == k) & paid
             rest = (fold != k) & paid
-            learnt = _regress(known[rest], (go - stop)[rest], repeats)
+            learnt = _regress(known[rest], (go - stop)[rest], weights[rest], repeats)
             gain[test] = learnt[0] + known[test] @ learnt[1:]
-        coef[s, :-1] = _regress(known[paid], (go - stop)[paid], repeats)
+        coef[s, :-1] = _regress(known[paid], (go - stop)[paid], weights[paid], repeats)
         later = np.where(gain > 0.0, go, stop)
     return coef, later
 
 
-def _regress(known: FloatArray, gain: FloatArray, repeats: int) -> FloatArray:
-    """Intercept and slopes of a ridge regression on standardised columns, in their own units."""
+def _regress(known: FloatArray, gain: FloatArray, weight: FloatArray, repeats: int) -> FloatArray:
+    """Intercept and slopes of a weighted ridge regression on standardised columns, in their own units."""
     if len(known) < FEW * repeats:
         return np.array([-1.0, *np.zeros(REGRESSORS)])
-    mean = known.mean(axis=0)
-    spread = known.std(axis=0)
+    mean = np.average(known, axis=0, weights=weight)
+    spread = np.sqrt(np.average((known - mean) ** 2, axis=0, weights=weight))
     spread[spread < 1e-9] = np.inf
     x = (known - mean) / spread
-    slope = np.linalg.solve(x.T @ x + PENALTY * repeats * np.eye(x.shape[1]), x.T @ (gain - gain.mean())) / spread
-    return np.concatenate([[gain.mean() - mean @ slope], slope])
+    centre = float(np.average(gain, weights=weight))
+    # Weights of mean 1 leave the penalty its meaning: as if so many rows had shown no difference.
+    w = (weight / weight.mean())[:, None]
+    slope = np.linalg.solve(x.T @ (w * x) + PENALTY * repeats * np.eye(x.shape[1]), x.T @ (w[:, 0] * (gain - centre)))
+    slope = slope / spread
+    return np.concatenate([[centre - mean @ slope], slope])

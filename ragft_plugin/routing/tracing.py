@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ragft_plugin.errors import DataError
 from ragft_plugin.evaluation.outcomes import Outcomes
 from ragft_plugin.routing.calibration import apply_platt
+from ragft_plugin.routing.completeness import Completeness
 from ragft_plugin.routing.costs import Costs, costs_of
 from ragft_plugin.routing.learning import evidence_of, full_rewards, usable_stages
 from ragft_plugin.routing.stopping import follow
@@ -79,6 +80,12 @@ class Trace:
             outcomes = Outcomes.from_rows(outcomes.rows, router.arms)
         outcomes = outcomes.require_learnable()
         stages = featurizer.stages
+        complete = Completeness.of(outcomes).rows
+        if len(stages) > 1 and not complete.all():
+            raise DataError(
+                f"{complete.sum()} of {len(complete)} rows have all the evidence that the router reads; the others "
+                "were decided earlier. Use outcomes of 'ragft run-arms', or limit the router to --stages question"
+            )
         there, _, _ = usable_stages(outcomes, None, router.draft_arm, router.agreement_arm)
         missing = [s for s in stages if s not in there]
         if missing:
