@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragft_plugin.decision_record import decision_from_dict, decision_to_dict
     from ragft_plugin.llama_index.chat_engine import RoutedChatEngine, RoutedChatStream
-    from ragft_plugin.llama_index.decisions import decision_from_dict, decision_to_dict
     from ragft_plugin.llama_index.embeddings import EmbeddingEncoder, EncoderEmbedding
     from ragft_plugin.llama_index.engine_arms import EngineArm, EngineGenerator, from_query_engine
     from ragft_plugin.llama_index.events import RouteDecisionEvent
@@ -67,8 +67,8 @@ _MODULES = {
     "RoutedSelector": "selector",
     "RoutedWorkflow": "workflow",
     "SynthesizerGenerator": "generators",
-    "decision_from_dict": "decisions",
-    "decision_to_dict": "decisions",
+    "decision_from_dict": ".decision_record",
+    "decision_to_dict": ".decision_record",
     "filter_from": "filters",
     "from_llm": "generators",
     "from_query_engine": "engine_arms",
@@ -117,7 +117,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("llama_index", "workflows")):
             raise

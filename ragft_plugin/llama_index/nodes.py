@@ -15,7 +15,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from ragft_plugin.llama_index.decisions import DECISION_KEY, decision_from_dict, decision_to_dict
+from ragft_plugin.decision_record import DECISION_KEY, decision_from_dict, decision_to_dict
 from ragft_plugin.types import Decision, Passage
 
 # Where a node lies in the metadata of a passage of a knowledge base, and the id of its document.

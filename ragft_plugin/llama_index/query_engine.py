@@ -19,13 +19,14 @@ from llama_index.core.tools import QueryEngineTool
 
 from ragft_plugin.answer_stream import AnswerStream
 from ragft_plugin.course import Routed
+from ragft_plugin.decision_record import DECISION_KEY
 from ragft_plugin.errors import ConfigError
-from ragft_plugin.llama_index.decisions import DECISION_KEY
 from ragft_plugin.llama_index.events import announce, dispatcher
 from ragft_plugin.llama_index.nodes import decision_of, node_from, passage_from
 from ragft_plugin.llama_index.parts import pipeline_from
 from ragft_plugin.llama_index.prompt_names import flat
 from ragft_plugin.llama_index.retriever import RoutedRetriever
+from ragft_plugin.llama_index.traced import watched
 from ragft_plugin.pipeline import Pipeline, Router
 from ragft_plugin.types import Answer, Evidence, Passage
 
@@ -117,14 +118,14 @@ class RoutedQueryEngine(BaseQueryEngine):
     @dispatcher.span
     def decide(self, query: str | Evidence) -> Routed:
         """Choose the arm; ``answer`` then answers by it."""
-        (routed,) = self.pipeline.decide([query], **self._request)
+        (routed,) = self._watched.decide([query], **self._request)
         announce(routed.decision)
         return routed
 
     @dispatcher.span
     async def adecide(self, query: str | Evidence) -> Routed:
         """As ``decide``, without blocking the event loop."""
-        (routed,) = await self.pipeline.adecide([query], **self._request)
+        (routed,) = await self._watched.adecide([query], **self._request)
         announce(routed.decision)
         return routed
 
@@ -137,12 +138,12 @@ class RoutedQueryEngine(BaseQueryEngine):
         with self.callback_manager.as_trace("query"), self._event(CBEventType.SYNTHESIZE, query) as event:
             response: Response | StreamingResponse
             if self._streaming:
-                stream = self.pipeline.stream(routed, **self._request)
+                stream = self._watched.stream(routed, **self._request)
                 pieces = iter(stream)
                 first = next(pieces, None)
                 response = StreamingResponse(_after(first, pieces), **self._told(stream, additional_source_nodes))
             else:
-                (answer,) = self.pipeline.complete([routed], **self._request)
+                (answer,) = self._watched.complete([routed], **self._request)
                 response = _response(answer, additional_source_nodes)
             event.on_end(payload={EventPayload.RESPONSE: response})
         dispatcher.event(SynthesizeEndEvent(query=query, response=response))
@@ -157,12 +158,12 @@ class RoutedQueryEngine(BaseQueryEngine):
         with self.callback_manager.as_trace("query"), self._event(CBEventType.SYNTHESIZE, query) as event:
             response: Response | AsyncStreamingResponse
             if self._streaming:
-                stream = self.pipeline.stream(routed, **self._request)
+                stream = self._watched.stream(routed, **self._request)
                 pieces = aiter(stream)
                 first = await anext(pieces, None)
                 response = AsyncStreamingResponse(_aafter(first, pieces), **self._told(stream, additional_source_nodes))
             else:
-                (answer,) = await self.pipeline.acomplete([routed], **self._request)
+                (answer,) = await self._watched.acomplete([routed], **self._request)
                 response = _response(answer, additional_source_nodes)
             event.on_end(payload={EventPayload.RESPONSE: response})
         dispatcher.event(SynthesizeEndEvent(query=query, response=response))
@@ -171,13 +172,13 @@ class RoutedQueryEngine(BaseQueryEngine):
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """The nodes that the chosen arm reads; none if it answers closed-book."""
         routed = self.decide(query_bundle.query_str)
-        (routed,) = self.pipeline.read([routed], **self._request)
+        (routed,) = self._watched.read([routed], **self._request)
         return self._nodes(routed)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """As ``retrieve``, without blocking the event loop."""
         routed = await self.adecide(query_bundle.query_str)
-        (routed,) = await self.pipeline.aread([routed], **self._request)
+        (routed,) = await self._watched.aread([routed], **self._request)
         return self._nodes(routed)
 
     def synthesize(
@@ -211,6 +212,10 @@ class RoutedQueryEngine(BaseQueryEngine):
             response = await self.aanswer(query_bundle, await self.adecide(query_bundle.query_str))
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
+
+    @property
+    def _watched(self) -> Pipeline:
+        return watched(self.pipeline, self.callback_manager)
 
     def _event(self, kind: CBEventType, query: QueryBundle) -> AbstractContextManager[EventContext]:
         return self.callback_manager.event(kind, payload={EventPayload.QUERY_STR: query.query_str})

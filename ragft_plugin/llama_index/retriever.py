@@ -10,6 +10,7 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 
 from ragft_plugin.llama_index.events import announce
 from ragft_plugin.llama_index.nodes import node_from
+from ragft_plugin.llama_index.traced import watched
 from ragft_plugin.pipeline import Pipeline
 
 
@@ -45,13 +46,15 @@ class RoutedRetriever(BaseRetriever):
         pipeline.stream("", **request)  # runs nothing, but checks the request now and not at the first query
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        routed = self.pipeline.decide([query_bundle.query_str], **self._request)
+        pipeline = watched(self.pipeline)  # of callbacks, the base class tells this retrieval already
+        routed = pipeline.decide([query_bundle.query_str], **self._request)
         announce(routed[0].decision)
-        (passages,) = self.pipeline.passages(routed, **self._request)
+        (passages,) = pipeline.passages(routed, **self._request)
         return [node_from(passage, routed[0].decision) for passage in passages]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        routed = await self.pipeline.adecide([query_bundle.query_str], **self._request)
+        pipeline = watched(self.pipeline)
+        routed = await pipeline.adecide([query_bundle.query_str], **self._request)
         announce(routed[0].decision)
-        (passages,) = await self.pipeline.apassages(routed, **self._request)
+        (passages,) = await pipeline.apassages(routed, **self._request)
         return [node_from(passage, routed[0].decision) for passage in passages]

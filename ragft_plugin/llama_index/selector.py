@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from ragft_plugin.arms import Arm
 from ragft_plugin.errors import ConfigError, GenerationError
 from ragft_plugin.llama_index.events import announce
+from ragft_plugin.llama_index.traced import watched
 from ragft_plugin.pipeline import Pipeline, Router
 from ragft_plugin.types import Decision, Generation, Prompt, Retriever
 
@@ -85,7 +86,7 @@ class RoutedSelector(BaseSelector):
     def _select(self, choices: Sequence[ToolMetadata], query: QueryBundle) -> SelectorResult:
         known = self._known(choices)
         try:
-            (routed,) = self.pipeline.decide([query.query_str], **self._request)
+            (routed,) = watched(self.pipeline).decide([query.query_str], **self._request)
         except Exception as error:
             return self._safe(known, error)
         return self._selection(known, routed.decision)
@@ -93,7 +94,7 @@ class RoutedSelector(BaseSelector):
     async def _aselect(self, choices: Sequence[ToolMetadata], query: QueryBundle) -> SelectorResult:
         known = self._known(choices)
         try:
-            (routed,) = await self.pipeline.adecide([query.query_str], **self._request)
+            (routed,) = await watched(self.pipeline).adecide([query.query_str], **self._request)
         except Exception as error:
             return self._safe(known, error)
         return self._selection(known, routed.decision)

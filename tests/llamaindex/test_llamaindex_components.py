@@ -708,8 +708,11 @@ def test_a_callback_manager_sees_the_query_and_the_synthesis() -> None:
     engine.query(PORT)
     assert len(debug.get_event_pairs(CBEventType.QUERY)) == 1
     assert len(debug.get_event_pairs(CBEventType.SYNTHESIZE)) == 1
-    RoutedRetriever(plain_pipeline(), callback_manager=manager).retrieve(PORT)
+    # What the package's own parts do within is told as LlamaIndex' own would tell it.
     assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 1
+    assert len(debug.get_event_pairs(CBEventType.LLM)) == 1
+    RoutedRetriever(plain_pipeline(), callback_manager=manager).retrieve(PORT)
+    assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 2
 
 
 def test_an_error_ends_the_callback_events_and_spans() -> None:
