@@ -13,7 +13,6 @@ import time as clock
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sql
@@ -21,12 +20,10 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from ragft_plugin.errors import DataError, StoreError
+from ragft_plugin.evaluation.decision_database import open_engine, prepare, reason
 from ragft_plugin.evaluation.decision_rows import (
     DECISIONS,
-    META,
     REWARDS,
-    SCHEMA_VERSION,
-    TABLES,
     LoggedDecision,
     from_record,
     to_record,
@@ -68,14 +65,14 @@ class DecisionLog:
         self.texts = texts
         self._hash_key = hash_key[:64]
         self._pid = os.getpid()
-        self._engine = _engine(os.fspath(url), durable)
+        self._engine = open_engine(os.fspath(url), durable)
         self._lock = threading.Lock()
         try:
             with self._connection(write=True) as connection:
-                _prepare(connection, self._name)
+                prepare(connection, self._name)
         except IntegrityError:  # another process made the tables at the same moment; look again
             with self._connection(write=True) as connection:
-                _prepare(connection, self._name)
+                prepare(connection, self._name)
 
     def append(
         self,
@@ -256,7 +253,7 @@ class DecisionLog:
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
-            raise StoreError(f"decision log {self._name}: {_reason(error)}") from error
+            raise StoreError(f"decision log {self._name}: {reason(error)}") from error
 
     def _replace_rewards(self, records: list[dict[str, Any]]) -> None:
         with self._connection(write=True) as connection:
@@ -273,52 +270,3 @@ class DecisionLog:
                 part = values[start : start + BATCH]
                 found.update(connection.execute(sql.select(column).where(column.in_(part))).scalars())
         return found
-
-
-def _engine(url: str, durable: bool) -> sql.Engine:
-    if "://" not in url:
-        Path(url).absolute().parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{Path(url).absolute()}"
-    try:
-        parsed = sql.make_url(url)
-    except SQLAlchemyError:
-        raise StoreError("the URL of the decision log cannot be parsed; expected a path or dialect://...") from None
-    if parsed.get_backend_name() != "sqlite":
-        try:
-            return sql.create_engine(parsed, pool_pre_ping=True)
-        except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(f"decision log {parsed.render_as_string()}: {_reason(error)}") from error
-    arguments = {"timeout": 30, "check_same_thread": False}
-    if parsed.database in (None, "", ":memory:"):
-        return sql.create_engine(parsed, connect_args=arguments, poolclass=StaticPool)
-    engine = sql.create_engine(parsed, connect_args=arguments)
-
-    @sql.event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # NORMAL survives the death of the process; FULL survives that of the machine.
-        cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        cursor.close()
-
-    return engine
-
-
-def _prepare(connection: sql.Connection, name: str) -> None:
-    """Make the tables, unless another process just did, and check their version."""
-    for table in TABLES.sorted_tables:
-        connection.execute(sql.schema.CreateTable(table, if_not_exists=True))
-        for index in table.indexes:
-            connection.execute(sql.schema.CreateIndex(index, if_not_exists=True))
-    version = connection.execute(sql.select(META.c.value).where(META.c.key == "version")).scalar()
-    if version is None:
-        connection.execute(META.insert().values(key="version", value=str(SCHEMA_VERSION)))
-    elif version != str(SCHEMA_VERSION):
-        raise StoreError(
-            f"decision log {name} has version {version}, expected {SCHEMA_VERSION}; it was written by another "
-            "version of ragft-plugin"
-        )
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,6 +28,25 @@ from ragft_plugin.types import FloatArray
 
 MAX_UNSUPPORTED_MASS = 0.05
 IntervalKind = Literal["normal", "bootstrap"]
+
+
+class Options(TypedDict, total=False):
+    """What every estimator takes beside the log.
+
+    Attributes:
+        logged_dist: probabilities of the logging policy, shape (n, a), to see which arms it could choose; a row of
+            NaN is unknown. Without it only a propensity of 1 tells that the other arms could not be chosen.
+        forced: rows whose arm the caller named, shape (n,); they are left out.
+        interval: "normal" or "bootstrap".
+        level: confidence of the interval, 0.95 unless told.
+        seed: of the bootstrap.
+    """
+
+    logged_dist: ArrayLike | None
+    forced: ArrayLike | None
+    interval: IntervalKind
+    level: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +92,7 @@ def ips(
     arm: ArrayLike,
     propensity: ArrayLike,
     dist: ArrayLike,
-    *,
-    logged_dist: ArrayLike | None = None,
-    forced: ArrayLike | None = None,
-    interval: IntervalKind = "normal",
-    level: float = 0.95,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> Estimate:
     """Inverse propensity score estimate of the value of a policy; unbiased, of high variance.
 
@@ -89,12 +103,7 @@ def ips(
         arm: index of the logged arm, shape (n,).
         propensity: probability with which it was logged, shape (n,), in (0, 1].
         dist: probabilities of the policy under evaluation, shape (n, a), rows sum to 1.
-        logged_dist: probabilities of the logging policy, shape (n, a), to see which arms it could choose; a row of
-            NaN is unknown. Without it only a propensity of 1 tells that the other arms could not be chosen.
-        forced: rows whose arm the caller named, shape (n,); they are left out.
-        interval: "normal" or "bootstrap".
-        level: confidence of the interval.
-        seed: of the bootstrap.
+        **options: see ``Options``.
 
     Raises:
         DataError: for a propensity outside (0, 1], rows of ``dist`` that do not sum to 1, wrong shapes or values,
@@ -102,8 +111,7 @@ def ips(
 
     Source: Horvitz & Thompson, JASA 1952; Strehl et al., "Learning from logged implicit exploration data", 2010.
     """
-    log = check_log(reward, arm, propensity, dist, logged_dist=logged_dist, forced=forced)
-    return estimate(log, "ips", interval=interval, level=level, seed=seed)
+    return _estimate("ips", reward, arm, propensity, dist, None, options)
 
 
 def snips(
@@ -111,12 +119,7 @@ def snips(
     arm: ArrayLike,
     propensity: ArrayLike,
     dist: ArrayLike,
-    *,
-    logged_dist: ArrayLike | None = None,
-    forced: ArrayLike | None = None,
-    interval: IntervalKind = "normal",
-    level: float = 0.95,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> Estimate:
     """Self-normalised IPS: a little bias for much less variance, and never outside the range of rewards.
 
@@ -126,8 +129,7 @@ def snips(
 
     Source: Swaminathan & Joachims, "The self-normalized estimator for counterfactual learning", NIPS 2015.
     """
-    log = check_log(reward, arm, propensity, dist, logged_dist=logged_dist, forced=forced)
-    return estimate(log, "snips", interval=interval, level=level, seed=seed)
+    return _estimate("snips", reward, arm, propensity, dist, None, options)
 
 
 def direct_method(
@@ -136,12 +138,7 @@ def direct_method(
     propensity: ArrayLike,
     dist: ArrayLike,
     predicted: ArrayLike,
-    *,
-    logged_dist: ArrayLike | None = None,
-    forced: ArrayLike | None = None,
-    interval: IntervalKind = "normal",
-    level: float = 0.95,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> Estimate:
     """Direct method: the mean of what a reward model predicts. As biased as the model.
 
@@ -152,8 +149,7 @@ def direct_method(
 
     Source: Dudik, Langford & Li, "Doubly robust policy evaluation and learning", ICML 2011, section 2.
     """
-    log = check_log(reward, arm, propensity, dist, predicted, logged_dist=logged_dist, forced=forced)
-    return estimate(log, "direct_method", interval=interval, level=level, seed=seed)
+    return _estimate("direct_method", reward, arm, propensity, dist, predicted, options)
 
 
 def doubly_robust(
@@ -162,12 +158,7 @@ def doubly_robust(
     propensity: ArrayLike,
     dist: ArrayLike,
     predicted: ArrayLike,
-    *,
-    logged_dist: ArrayLike | None = None,
-    forced: ArrayLike | None = None,
-    interval: IntervalKind = "normal",
-    level: float = 0.95,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> Estimate:
     """Doubly robust estimate: right if either the propensities or the reward model are.
 
@@ -178,8 +169,35 @@ def doubly_robust(
 
     Source: Dudik, Erhan, Langford & Li, "Doubly robust policy evaluation and optimization", 2014.
     """
-    log = check_log(reward, arm, propensity, dist, predicted, logged_dist=logged_dist, forced=forced)
-    return estimate(log, "doubly_robust", interval=interval, level=level, seed=seed)
+    return _estimate("doubly_robust", reward, arm, propensity, dist, predicted, options)
+
+
+def _estimate(
+    method: str,
+    reward: ArrayLike,
+    arm: ArrayLike,
+    propensity: ArrayLike,
+    dist: ArrayLike,
+    predicted: ArrayLike | None,
+    options: Options,
+) -> Estimate:
+    """Check the log, then estimate."""
+    log = check_log(
+        reward,
+        arm,
+        propensity,
+        dist,
+        predicted,
+        logged_dist=options.get("logged_dist"),
+        forced=options.get("forced"),
+    )
+    return estimate(
+        log,
+        method,
+        interval=options.get("interval", "normal"),
+        level=options.get("level", 0.95),
+        seed=options.get("seed", 0),
+    )
 
 
 def estimate(

@@ -124,6 +124,8 @@ class World:
         return {
             "ips": ips(*four, interval=interval),
             "snips": snips(*four, interval=interval),
+            # Its interval covers the choice of queries alone, so its model must be right for it to cover the truth.
+            "direct_method": direct_method(*four, self.chance, interval=interval),
             "doubly_robust": doubly_robust(*four, self.crude, interval=interval),
         }
 
@@ -131,10 +133,10 @@ class World:
 TRUTH = float(np.mean([(w.dist * w.chance).sum(axis=1).mean() for w in [World(s, 100_000) for s in (90, 91)]]))
 
 
-@pytest.mark.parametrize(("interval", "worlds"), [("normal", 400), ("bootstrap", 60)])
+@pytest.mark.parametrize(("interval", "worlds"), [("normal", 400), ("bootstrap", 40)])
 def test_intervals_cover_at_their_stated_rate_and_are_no_wider_than_needed(interval, worlds):
     n = 1_000
-    covered = dict.fromkeys(["ips", "snips", "doubly_robust"], 0)
+    covered = dict.fromkeys(["ips", "snips", "direct_method", "doubly_robust"], 0)
     widths = {name: [] for name in covered}
     values = {name: [] for name in covered}
     for seed in range(worlds):
@@ -142,8 +144,8 @@ def test_intervals_cover_at_their_stated_rate_and_are_no_wider_than_needed(inter
             covered[name] += found.low <= TRUTH <= found.high
             widths[name].append(found.high - found.low)
             values[name].append(found.value)
-    # Stated: 95 %. If the true coverage is .95, fewer than this many of 400 (60) are covered with probability
-    # < .1 %: the false-alarm rate of each of the three checks.
+    # Stated: 95 %. If the true coverage is .95, fewer than this many of 400 (40) are covered with probability
+    # < .1 %: the false-alarm rate of each of the four checks.
     bound = next(k for k in range(worlds) if binomial_below(k + 1, worlds, 0.95) >= 0.001)
     for name, count in covered.items():
         assert count >= bound, (name, count, bound)
@@ -151,7 +153,19 @@ def test_intervals_cover_at_their_stated_rate_and_are_no_wider_than_needed(inter
         ideal = 2 * 1.96 * np.std(values[name], ddof=1)
         assert np.mean(widths[name]) <= 1.15 * ideal, name
     assert np.mean(widths["doubly_robust"]) <= 0.13
-    assert np.mean(widths["doubly_robust"]) < np.mean(widths["ips"])
+    assert np.mean(widths["direct_method"]) < np.mean(widths["doubly_robust"]) < np.mean(widths["ips"])
+
+
+def test_a_wrong_model_makes_the_direct_method_miss_with_a_narrow_interval_and_doubly_robust_does_not() -> None:
+    missed = {"direct_method": 0, "doubly_robust": 0}
+    for seed in range(50):
+        w = World(seed, 1_000)
+        for name, method in (("direct_method", direct_method), ("doubly_robust", doubly_robust)):
+            found = method(w.reward, w.arm, w.propensity, w.dist, w.crude)
+            missed[name] += not found.low <= TRUTH <= found.high
+    assert missed["direct_method"] == 50
+    # Each misses at .05: more than 10 of 50 has a probability below 1e-4.
+    assert missed["doubly_robust"] <= 10
 
 
 def binomial_below(k: int, n: int, p: float) -> float:
