@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init", "Write a ragft.yaml to start from."),
     "index": ("index", "Put documents into the knowledge base."),
     "train": ("train", "Fine-tune a LoRA adapter on question-answer rows."),
+    "adapters": ("adapters", "List, promote, roll back, remove, merge and export adapters."),
     "run-arms": ("run_arms", "Answer questions with every arm and score the answers."),
     "fit": ("fit", "Learn a router from outcomes, or cross-validate one."),
     "eval": ("eval", "Evaluate a router on outcomes it was not fitted on."),

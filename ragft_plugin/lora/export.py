@@ -200,7 +200,8 @@ def serving_problems(config: Any, weights: dict[str, torch.Tensor]) -> list[str]
 
 def _uniform(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
     """One rank and one scale for all layers; the product B A times its scale stays the same."""
-    ranks, alphas = getattr(config, "rank_pattern", None), getattr(config, "alpha_pattern", None)
+    ranks: dict[str, int] = getattr(config, "rank_pattern", None) or {}
+    alphas: dict[str, float] = getattr(config, "alpha_pattern", None) or {}
     if not (ranks or alphas):
         return config, weights
     from peft.utils.other import get_pattern_key
@@ -212,8 +213,8 @@ def _uniform(config: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, dict[s
     made = {}
     for name, tensor in weights.items():
         module = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
-        rank = ranks.get(get_pattern_key(ranks.keys(), module), config.r)
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), config.lora_alpha)
+        rank = ranks.get(get_pattern_key(list(ranks), module), config.r)
+        alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
         if name.endswith(".lora_A.weight"):
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, most - tensor.shape[0]))
         elif name.endswith(".lora_B.weight"):

@@ -141,10 +141,13 @@ class LoraModel:
 
         self.worker.call(attach)
 
-    def reload(self) -> list[str]:
+    def reload(self, *, trust: bool = False) -> list[str]:
         """Load the versions that registries have promoted, or rolled back to, since the adapters were loaded.
 
         Requests under way are finished by the version that began them. Adapters given as plain folders stay.
+
+        Args:
+            trust: as in ``load_adapter``.
 
         Returns:
             Names of the adapters that another version answers for now.
@@ -161,7 +164,7 @@ class LoraModel:
         changed = []
         for name, (given, read) in sorted(self._sources.copy().items()):
             if current_version(given) != read:
-                self.load_adapter(name, given)
+                self.load_adapter(name, given, trust=trust)
                 changed.append(name)
         return changed
 

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +16,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_lora_registry import manifest
 from tiny_models import make_adapter, make_base, make_tokenizer
 from tokenizers import pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragft_plugin.errors import AdapterError, ConfigError
-from ragft_plugin.lora import LoraModel
+from ragft_plugin.lora import LoraModel, Registry
 from ragft_plugin.lora.batch import Batch
 from ragft_plugin.lora.batching import mixed_is_faster
+from ragft_plugin.lora.options import Options
 from ragft_plugin.lora.quiet import quiet
+from ragft_plugin.lora.request import Request
 from ragft_plugin.lora.switch import AdapterSwitch
 from ragft_plugin.prompts import closed_book
 
@@ -382,3 +386,62 @@ def test_mixing_is_measured_and_left_alone_where_it_cannot_be(base_folder: Path,
         model.load_adapter("dora", make_adapter(base_folder, tmp_path, seed=3, use_dora=True))
         assert not model.worker._mixed  # PEFT cannot mix DoRA
         assert text(model, "dora") != text(model, None)
+
+
+def test_a_registry_promotes_under_load_and_no_answer_is_of_neither_version(
+    base_folder: Path, adapter_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Versions change many times while threads ask; each answer is one of the two versions', and none is the base's."""
+    registry = Registry(tmp_path)
+    for name in ("red", "green"):
+        registry.add(manifest(), lambda folder, n=name: shutil.copytree(adapter_folders[n], folder, dirs_exist_ok=True))
+    with LoraModel.load(base_folder, batching="grouped") as model:
+        model.load_adapter("red", adapter_folders["red"])  # keeps layers in the base all the while
+        answers = {}
+        for version in ("1", "2"):
+            registry.promote("legal", version)
+            model.load_adapter("legal", tmp_path / "legal", trust=True)
+            answers[version] = text(model, "legal")
+        base = text(model, None)
+        assert len({base, *answers.values()}) == 3
+        stop = threading.Event()
+
+        def ask() -> list[str]:
+            got = []
+            while not stop.is_set():
+                got.append(text(model, "legal"))
+            return got
+
+        with ThreadPoolExecutor(6) as pool:
+            asking = [pool.submit(ask) for _ in range(6)]
+            try:
+                for turn in range(10):
+                    registry.promote("legal", "12"[turn % 2])
+                    assert model.reload(trust=True) == ["legal"]
+                    assert model.reload() == []
+                    assert text(model, "legal") == answers["12"[turn % 2]]
+            finally:
+                stop.set()
+            got = [answer for each in asking for answer in each.result(60)]
+        assert set(got) == set(answers.values())
+        assert len(model._set._peft.peft_config) <= 3  # red, the current version, and perhaps the one before
+        model.unload_adapter("legal")
+        with pytest.raises(AdapterError, match="no adapter 'legal' is loaded"):
+            text(model, "legal")
+
+
+def test_a_request_that_waits_while_its_adapter_goes_fails_and_is_not_answered_by_the_base(
+    base_folder: Path, adapter_folders: dict[str, Path]
+) -> None:
+    with LoraModel.load(base_folder) as model:
+        model.load_adapter("red", adapter_folders["red"])
+        model.load_adapter("green", adapter_folders["green"])
+        request = Request(model.renderer.render(ASK[0]), "red", Options(max_new_tokens=3))
+
+        def submit_and_unload() -> None:  # between two steps, so that the request waits
+            model.worker.submit([request])
+            model.unload_adapter("red")
+
+        model.worker.call(submit_and_unload)
+        with pytest.raises(AdapterError, match=r"no adapter 'red' is loaded \(loaded: green\)"):
+            request.future.result(20)
