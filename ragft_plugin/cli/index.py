@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+from ragft_plugin.cli.terminal import ProgressCallback, config_option, json_option, load_config, print_json
 
 
 @click.command("index")
@@ -16,7 +19,10 @@ from ragft_plugin.cli.terminal import config_option, json_option, load_config, p
 @config_option
 @json_option
 def command(documents: Path, config_path: Path, as_json: bool) -> None:
-    """Put the files under DOCUMENTS into the knowledge base; only what changed is done again."""
+    """Put the files under DOCUMENTS into the knowledge base; only what changed is done again.
+
+    After an interruption the same command goes on where it stopped. Files that cannot be read are named and skipped.
+    """
     from ragft_plugin.assembly import Project
     from ragft_plugin.retrieval import KnowledgeBase, index_folder
 
@@ -27,8 +33,12 @@ def command(documents: Path, config_path: Path, as_json: bool) -> None:
             stack.callback(_remove_empty, config.path(config.knowledge_base))
         project = stack.enter_context(Project(config))
         knowledge_base = project.knowledge_base(create=True)
-        with progress("indexing", quiet=as_json) as advance:
-            report = index_folder(knowledge_base, documents, progress=advance)
+        try:
+            with _bar(quiet=as_json) as advance:
+                report = index_folder(knowledge_base, documents, progress=advance)
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was read is kept, the same command goes on from there", err=True)
+            raise
         total = len(knowledge_base)
     counts = {
         "added": report.added,
@@ -45,6 +55,24 @@ def command(documents: Path, config_path: Path, as_json: bool) -> None:
     click.echo(", ".join(f"{name} {value}" for name, value in counts.items()))
     for item in skipped:
         click.echo(f"skipped {item['path']}: {item['reason']}", err=True)
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[ProgressCallback]:
+    """A bar with count, time left and files per second on standard error; silent unless that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    started = time.monotonic()
+    with click.progressbar(
+        length=1, label="indexing", file=sys.stderr, show_eta=True, show_pos=True, item_show_func=lambda rate: rate
+    ) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos, f"{done / max(time.monotonic() - started, 1e-9):.1f} files/s")
+
+        yield advance
 
 
 def _remove_empty(path: Path) -> None:
