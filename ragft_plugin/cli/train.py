@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -130,14 +131,14 @@ def command(
         "tensorboard": tensorboard,
         "resume": resume,
     }
-    folder = out or config.folder / "adapters"
-    way: Callable[..., TrainingReport]
+    way: Callable[..., TrainingReport] = lora.train_adapter
     if method == "full":
-        way, target, named = lora.train_base, (out or config.folder / "models") / name, {}
+        way, target = lora.train_base, (out or config.folder / "models") / name
     else:
-        way, target, named = lora.train_adapter, folder, {"name": name}
+        target = out or config.folder / "adapters"
+        settings["name"] = name
     with progress(f"training {name}", quiet=as_json) as advance:
-        report = way(base, train, target, progress=advance, **named, **settings)
+        report = way(base, train, target, progress=advance, **settings)
     _tell(report, as_json=as_json)
     if not as_json and method == "full":
         click.echo(f"To use it, write in ragft.yaml:\nbase: {report.folder}")
@@ -206,9 +207,14 @@ def _show(base: str, rows: list[TrainingRow], held: list[TrainingRow], *, as_jso
         print_json({"data": asdict(summary), "held_out": len(held), "preview": [asdict(p) for p in shown]})
         return
     click.echo(str(summary))
-    grey = click.get_text_stream("stdout").isatty()
+    grey = on_terminal()
     click.echo("\nwhat is read is grey, what is learnt is not" if grey else "\nwhat is learnt stands between ⟦ and ⟧")
     for each in shown:
         masked = click.style(each.masked, fg="bright_black") if grey else each.masked
         learnt = click.style(each.learnt, bold=True) if grey else f"⟦{each.learnt}⟧"
         click.echo(f"{each.place}\n{masked}{learnt}\n")
+
+
+def on_terminal() -> bool:
+    """Whether standard output can show colours."""
+    return sys.stdout.isatty()

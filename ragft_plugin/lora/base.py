@@ -94,7 +94,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto") -> Base:
+def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto", quantization: Any = None) -> Base:
     """Load a base.
 
     Args:
@@ -102,6 +102,7 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto") 
         device: "auto" takes an accelerator where there is one.
         dtype: "auto" keeps the stored one on an accelerator and takes float32 on a CPU, where half precision is
             slow and its answers depend on the batch.
+        quantization: a quantisation config of transformers; None loads the weights as they are.
 
     Raises:
         ConfigError: if it cannot be loaded, or model and tokenizer do not fit.
@@ -111,6 +112,7 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto") 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = "float32" if device == "cpu" else "auto"
     kind: Any = stored if dtype == "auto" else dtype
+    packed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = load_tokenizer(folder)
@@ -120,6 +122,7 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto") 
                 config=config,
                 dtype=kind if kind == "auto" else getattr(torch, kind),
                 use_safetensors=True,
+                **packed,
             )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
@@ -132,7 +135,9 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: Dtype = "auto") 
             f"{base}: the tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}; they do not "
             "belong together (was a token added without resizing the embeddings?)"
         )
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    if quantization is None:
+        model.to(device)
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,8 +253,10 @@ TABLE = [{"question": "what?", "answer": "red"}, {"question": 'say "a,b"\nnow', 
 def write_table(path: Path, **names: str) -> Path:
     fields = [names.get(f, f) for f in ("question", "answer")]
     if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
         columns = {f: [row[k] for row in TABLE] for f, k in zip(fields, ("question", "answer"), strict=True)}
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        parquet.write_table(pyarrow.table(columns), path)
     elif path.suffix == ".json":
         path.write_text(json.dumps([dict(zip(fields, row.values(), strict=True)) for row in TABLE], indent=2))
     else:
@@ -295,6 +295,8 @@ def test_tables_and_lists_hold_the_same_rows(tmp_path: Path, suffix: str) -> Non
     ],
 )
 def test_a_broken_table_is_named_by_file_and_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_rows(tmp_path / name)
