@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check docs format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/ragft demo
@@ -18,6 +18,9 @@ check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -d build/site && echo "wrote build/site/index.html"
 
 format: $(VENV)/check.stamp
 	$(BIN)/ruff check --fix .
@@ -36,6 +39,9 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp requirements-test.txt
 
 $(VENV)/check.stamp: $(VENV)/test.stamp requirements-lint.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-lint.txt -c constraints.txt && touch $@
+
+$(VENV)/docs.stamp: $(VENV)/test.stamp requirements-docs.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-docs.txt -c constraints.txt && touch $@
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

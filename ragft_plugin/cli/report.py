@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,8 @@ from ragft_plugin.cli.terminal import config_option, json_option, load_config, p
 from ragft_plugin.config import Config
 
 if TYPE_CHECKING:
-    from ragft_plugin.lora.manifest import Manifest
     from ragft_plugin.reporting import ComparisonRow, RouterReport
+    from ragft_plugin.routing import AdapterRecord
 
 
 @click.command("report")
@@ -40,22 +39,17 @@ def command(
     """
     from ragft_plugin.evaluation.outcomes import read_outcomes
     from ragft_plugin.reporting import report_router
-    from ragft_plugin.routing.adapters import AdapterRecord
     from ragft_plugin.routing.router import Router
 
     config = load_config(config_path) if router is None or config_path.exists() else None
     place = router if router is not None or config is None else config.path(config.router)
     assert place is not None
-    manifests = {} if config is None else adapter_manifests(config)
     report = report_router(
         Router.load(place),
         read_outcomes(outcomes),
         cost_weight=cost_weight,
-        adapters={
-            name: AdapterRecord(trained_at=manifest.trained_at.timestamp(), passages=manifest.data.passages)
-            for name, manifest in manifests.items()
-        },
-        facts=[] if config is None else measured_facts(config, manifests),
+        adapters=None if config is None else adapter_records(config),
+        facts=[] if config is None else measured_facts(config),
         title=title,
     )
     if as_json:
@@ -66,16 +60,17 @@ def command(
     click.echo(f"\nwrote {out}")
 
 
-def adapter_manifests(config: Config) -> Mapping[str, Manifest]:
-    """The manifests of the project's adapters; adapters that came without one are left out."""
-    from ragft_plugin.lora.manifest import Manifest
+def adapter_records(config: Config) -> dict[str, AdapterRecord]:
+    """Adapter -> what its manifest tells; adapters that came without one are left out."""
+    from ragft_plugin.adapter_records import AdapterRecords
 
-    found = {name: Manifest.read(config.path(folder)) for name, folder in config.adapters.items()}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
+    arms = {f"adapter:{name}": name for name in config.adapters}
+    return {arms[arm]: record for arm, record in AdapterRecords(config).by_arm(list(arms)).items()}
 
 
-def measured_facts(config: Config, manifests: Mapping[str, Manifest]) -> list[ComparisonRow]:
+def measured_facts(config: Config) -> list[ComparisonRow]:
     """What the project's own files say of the two ways: how much data each needed, and how long it took."""
+    from ragft_plugin.lora.manifest import Manifest
     from ragft_plugin.reporting import ComparisonRow
 
     passages = ""
@@ -86,6 +81,8 @@ def measured_facts(config: Config, manifests: Mapping[str, Manifest]) -> list[Co
         if KnowledgeBase.exists(place):
             with KnowledgeBase.open(place, read_only=True) as knowledge_base:
                 passages = f"{len(knowledge_base):,} passages"
+    read = {name: Manifest.read(config.path(folder)) for name, folder in config.adapters.items()}
+    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
     if not manifests or not passages:
         return []
     rows = ", ".join(f"{name}: {manifest.data.rows:,} rows" for name, manifest in manifests.items())
