@@ -1,7 +1,8 @@
 """Batches: rows that are written together, one token a step, with one cache of keys and values.
 
 Rows are padded on the left, so that their newest tokens stand in one column. New rows are read (prefilled) among
-themselves and then joined to the rows under way; finished rows leave at once and take their columns along.
+themselves and then joined to the rows under way; finished rows leave at once and take their columns along. What new
+rows have in common at their start (instructions, examples, the same passages) is read once for all of them.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ class Network:
         # What one more pass costs, in tokens: Python and, on an accelerator, an idle device.
         self.overhead = 64 if self.device.type == "cpu" else 1024
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        # Padding behind shared columns would count as distance in a sliding window.
+        windows = kinds - {"full_attention"} or (not kinds and getattr(model.config, "sliding_window", None))
         # Recurrent layers keep a state instead of columns: their rows are written one by one.
         self.joins = kinds <= _ATTENTION and not getattr(model, "_is_stateful", False)
+        self.shares = self.joins and self.takes_positions and not windows
 
 
 class Batch:
@@ -65,11 +69,16 @@ class Batch:
         """
         width = max(row.length for row in rows)
         padding = [width - row.length for row in rows]
-        ids = torch.tensor([[self._network.pad_id] * p + r.request.ids for p, r in zip(padding, rows, strict=True)])
-        positions = torch.tensor([[0] * p + list(range(width - p)) for p in padding])
-        cache = DynamicCache() if self._network.joins else None
-        output = self._run(rows, ids, positions, cache, padding, width)
+        shared = self._shared(rows)
+        cache = self._read_once(rows, shared) if shared else DynamicCache() if self._network.joins else None
+        ids = torch.tensor(
+            [[self._network.pad_id] * p + r.request.ids[shared:] for p, r in zip(padding, rows, strict=True)]
+        )
+        positions = torch.tensor([[0] * p + list(range(shared, width - p)) for p in padding])
+        output = self._run(rows, ids, positions, cache, padding, width, shared)
         cache = getattr(output, self._network.cache)
+        if shared:
+            _move_padding(cache, padding, shared)
         if self.rows:
             self._join(cache, padding)
         else:
@@ -107,6 +116,25 @@ class Batch:
                 layer.values = layer.values[index, :, spare:]
             self._padding = [p - spare for p in self._padding]
 
+    def _shared(self, rows: Sequence[Row]) -> int:
+        """How many tokens at the start of all rows to read once; 0 if that would save nothing."""
+        if not self._network.shares or len({row.adapter for row in rows}) > 1:
+            return 0
+        most = min(row.length for row in rows) - 1  # every row reads a token of its own
+        first, last = (f(row.request.ids for row in rows) for f in (min, max))  # in the order of words in a book
+        shared = next((i for i in range(most) if first[i] != last[i]), most)
+        return shared if shared * (len(rows) - 1) > 2 * self._network.overhead else 0
+
+    def _read_once(self, rows: Sequence[Row], shared: int) -> Any:
+        """A cache in which every row has read its first ``shared`` tokens, which were computed for one."""
+        ids = torch.tensor([rows[0].request.ids[:shared]])
+        output = self._run(rows[:1], ids, torch.arange(shared)[None], DynamicCache(), [0], shared)
+        cache = getattr(output, self._network.cache)
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(len(rows), -1, -1, -1)
+            layer.values = layer.values.expand(len(rows), -1, -1, -1)
+        return cache
+
     def _run(
         self,
         rows: Sequence[Row],
@@ -115,6 +143,7 @@ class Batch:
         cache: Any,
         padding: list[int],
         width: int,
+        shared: int = 0,
     ) -> Any:
         device = self._network.device
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": True}
@@ -124,8 +153,9 @@ class Batch:
             inputs["position_ids"] = positions.to(device)
         # Without padding the model's own causal mask is right, and faster.
         if any(padding) or not self._network.takes_positions:
-            left = torch.tensor(padding)[:, None]
-            inputs["attention_mask"] = (torch.arange(width)[None] >= left).long().to(device)
+            columns, left = torch.arange(width)[None], torch.tensor(padding)[:, None]
+            seen = (columns < shared) | (columns >= shared + left)  # padding stands behind what is shared
+            inputs["attention_mask"] = seen.long().to(device)
         return self._forward(rows, **inputs, **self._network.keep)
 
     def _join(self, cache: Any, padding: list[int]) -> None:
@@ -155,6 +185,20 @@ def portions(rows: Sequence[Row], *, most: int, overhead: int) -> list[list[Row]
                 continue
         made.append([row])
     return made
+
+
+def _move_padding(cache: Any, padding: list[int], shared: int) -> None:
+    """Bring the padding behind the shared columns before them, where every other row has it."""
+    if not any(padding):
+        return
+    width = cache.layers[0].keys.shape[-2]
+    orders = []
+    for p in padding:
+        orders.append([*range(shared, shared + p), *range(shared), *range(shared + p, width)])
+    order = torch.tensor(orders, device=cache.layers[0].keys.device)[:, None, :, None]
+    for layer in cache.layers:
+        layer.keys = layer.keys.take_along_dim(order, dim=2)
+        layer.values = layer.values.take_along_dim(order, dim=2)
 
 
 def _widen(columns: Tensor, width: int) -> Tensor:
