@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = "adapter_model.safetensors"
+
 
 class AdapterRecords:
     """Records of all adapters of a project.
@@ -28,11 +30,15 @@ class AdapterRecords:
 
     Args:
         config: the project's settings.
+
+    Attributes:
+        fingerprints: "adapter:NAME" -> hash of its weights.
     """
 
     def __init__(self, config: Config) -> None:
         self._records: dict[str, AdapterRecord] = {}
         self._coverage: dict[str, CoverageIndex] = {}
+        self.fingerprints: dict[str, str] = {}
         for name, folder in config.adapters.items():
             try:
                 self._read(config, name, folder)
@@ -63,6 +69,8 @@ class AdapterRecords:
         manifest = Manifest.read(path)
         if manifest is None:
             return
+        if WEIGHTS in manifest.files:
+            self.fingerprints[f"adapter:{name}"] = manifest.files[WEIGHTS]
         until = config.known_until.get(name, manifest.trained_at)
         fact = None
         if (path / COVERAGE).is_file():

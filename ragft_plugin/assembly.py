@@ -134,6 +134,17 @@ class Project:
             self._adapter_records = AdapterRecords(self.config)
         return self._adapter_records
 
+    def fingerprints(self) -> dict[str, str]:
+        """What a router was fitted behind: the encoder of the knowledge base and the weights of the adapters.
+
+        Documents come and go; a router stands that. Another encoder scores differently and another adapter knows
+        other things: a router of before is then demoted to its safe arm until it is fitted anew.
+        """
+        found = dict(self.adapter_records().fingerprints)
+        if self.config.knowledge_base is not None and self.config.path(self.config.knowledge_base).exists():
+            found["knowledge_base"] = self.knowledge_base().fingerprint.rsplit("@", 1)[0]
+        return found
+
     def router(self) -> Router:
         """The fitted router, or a cold one that compares coverage and closeness until there are outcomes.
 
@@ -146,6 +157,8 @@ class Project:
         if path.exists():
             router = Router.load(path, encoder=_encoder_of(path))
             router.adapters = records
+            if router.fingerprints.keys() - {"encoder"}:
+                router.check(self.fingerprints())
         else:
             router = Router.cold(names, retrieves={name: parse_arm(name).retrieves for name in names}, adapters=records)
         if self.config.cost_weight:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ragft_plugin.cli.decisions import read_decisions, show_off_policy
-from ragft_plugin.cli.terminal import json_option, print_json, progress
-from ragft_plugin.errors import ConfigError
+from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+from ragft_plugin.config import FILE_NAME
+from ragft_plugin.errors import ConfigError, MissingExtraError
 from ragft_plugin.types import STAGES, Encoder
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def show_figures(figures: dict[str, Any]) -> None:
     metavar="PATH_OR_URL",
     help="Decision log to learn from too, or alone: an SQLite file, an SQLAlchemy URL, or JSON Lines.",
 )
+@config_option
 @json_option
 def command(
     outcomes: Path | None,
@@ -101,6 +104,7 @@ def command(
     baselines: bool,
     no_gate: bool,
     log: str | None,
+    config_path: Path,
     as_json: bool,
 ) -> None:
     """Learn a router from OUTCOMES (JSON Lines), logged decisions (--log) or both; --cv cross-validates one.
@@ -137,7 +141,10 @@ def command(
             )
     if out is not None:
         with progress("fitting", quiet=as_json) as tell:
-            router = Router(cost_weight=cost_weight).fit(rows, gate=not no_gate, progress=tell, **options)
+            fingerprints = _fingerprints(config_path, rows.arms)
+            router = Router(cost_weight=cost_weight).fit(
+                rows, gate=not no_gate, fingerprints=fingerprints, progress=tell, **options
+            )
         router.save(out)
         setting = router.gate()
         result = {
@@ -175,3 +182,19 @@ def _rows(outcomes: Path | None, log: str | None) -> tuple[Outcomes, Outcomes | 
     if more is None:
         return logged, logged, None
     return Outcomes.from_rows([*more.rows, *logged.rows], more.arms), logged, more
+
+
+def _fingerprints(config: Path, arms: Sequence[str]) -> dict[str, str]:
+    """Fingerprints of the project at hand, if the outcomes are of its arms; none without a project."""
+    from ragft_plugin.assembly import Project
+
+    if not (config / FILE_NAME if config.is_dir() else config).is_file():
+        return {}
+    settings = load_config(config)
+    if not set(arms) <= set(settings.arm_names()):
+        return {}
+    try:
+        with Project(settings) as project:
+            return project.fingerprints()
+    except MissingExtraError:  # fitting needs no model and no index
+        return {}

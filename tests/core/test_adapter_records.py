@@ -137,6 +137,23 @@ def test_a_fitted_router_of_a_project_knows_its_adapters_and_the_unfamiliar(tmp_
         assert "adapter:facts is stale: passage 'n' is newer than its training" in stale.reasons
 
 
+def test_a_router_fitted_behind_another_adapter_or_encoder_is_demoted(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EchoProject(settings(folder)) as project:
+        now = project.fingerprints()
+    assert now.keys() == {"adapter:facts", "adapter:tickets", "knowledge_base"}
+    place = tmp_path / "router"
+    Router().fit(world(60), fingerprints=now).save(place)
+    with EchoProject(settings(folder, router=str(place))) as project:
+        assert project.router().demoted is None
+    for name in now:
+        Router().fit(world(60), fingerprints=now | {name: "other"}).save(place)
+        with EchoProject(settings(folder, router=str(place))) as project:
+            assert f"{name} is" in (project.router().demoted or "")
+    assert "demoted to its safe arm" in caplog.text
+
+
 def project_evidence(project: Project, query: str, *passages: Passage):
     from ragft_plugin.types import Evidence
 
