@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.integrity import Check
 from ragft_plugin.retrieval.records import Record, SegmentRecord, Settings, State, content_hash
 from ragft_plugin.types import Passage
 
@@ -36,6 +37,7 @@ CREATE TABLE segments(
     rows_sha256 TEXT NOT NULL, vectors_sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE sources(source TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
+SEGMENT_COLUMNS = "name, first, count, dim, rows_sha256, vectors_sha256"
 _CHUNK = 500  # bound parameters per statement; every SQLite allows 999
 
 
@@ -54,6 +56,7 @@ class Catalogue:
         self._all: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._closed = False
+        self.check: Check | None = None  # in progress; from the moment it finds damage, every question is an error
 
     @staticmethod
     def create(path: Path, settings: Settings) -> None:
@@ -70,6 +73,8 @@ class Catalogue:
 
     def close(self) -> None:
         """Close every connection of every thread."""
+        if self.check is not None:
+            self.check.stop()
         with self._guard:
             self._closed = True
             for connection in self._all:
@@ -93,18 +98,21 @@ class Catalogue:
     @property
     def connection(self) -> sqlite3.Connection:
         """The connection of this thread."""
+        if self.check is not None:
+            self.check.so_far()
         mine: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if mine is not None and self._local.pid == os.getpid() and not self._closed:
             return mine
         if self._closed:
             raise StoreError(f"the knowledge base {self.path.parent} is closed; open it again")
-        mine = self._connect()
+        mine = self.connect()
         self._local.connection, self._local.pid = mine, os.getpid()
         with self._guard:
             self._all.append(mine)
         return mine
 
-    def _connect(self) -> sqlite3.Connection:
+    def connect(self) -> sqlite3.Connection:
+        """Return a connection of the caller's own, who closes it."""
         name = f"file:{quote(str(self.path.resolve()))}"
         options: dict[str, Any] = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 30}
         if not self._read_only:
@@ -165,9 +173,7 @@ class Catalogue:
                 state = self.state()
                 segments = [
                     SegmentRecord(*found)
-                    for found in connection.execute(
-                        "SELECT name, first, count, dim, rows_sha256, vectors_sha256 FROM segments ORDER BY first"
-                    )
+                    for found in connection.execute(f"SELECT {SEGMENT_COLUMNS} FROM segments ORDER BY first")
                 ]
                 removed = [
                     found[0] for found in connection.execute("SELECT row FROM passages WHERE removed IS NOT NULL")
@@ -310,24 +316,6 @@ class Catalogue:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-
-    def problems(self) -> list[str]:
-        """Look through the whole database: SQLite's own check, every hash, the count and the digest."""
-        found = [
-            f"{self.path}: {line}" for (line,) in self.connection.execute("PRAGMA integrity_check") if line != "ok"
-        ]
-        state, total, live = self.state(), 0, 0
-        for id, text, metadata, digest, removed in self.connection.execute(
-            "SELECT id, text, metadata, hash, removed FROM passages"
-        ):
-            if content_hash(id, text, metadata) != digest:
-                found.append(f"{self.path}: passage {id!r} was changed on disk")
-            if removed is None:
-                live += 1
-                total += int.from_bytes(digest, "little")
-        if live != state.live or total % (1 << 128) != int(state.digest, 16):
-            found.append(f"{self.path}: {live} passages do not add up to the {state.live} of the last commit")
-        return found
 
     def _many(self, select: str, values: Sequence[Any]) -> list[Any]:
         found: list[Any] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.audit import audit
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.lexical import LexicalIndex
 from ragft_plugin.retrieval.segments import Segment, SegmentMissing, open_segment
@@ -42,10 +43,7 @@ def find_damage(segments: Path, catalogue: Catalogue, lexical: LexicalIndex) -> 
         catalogue: says what there should be.
         lexical: BM25 on disk.
     """
-    with catalogue.errors():
-        problems = catalogue.problems()
-    with catalogue.snapshot() as (_, records, _removed):
-        pass
+    problems, records = audit(catalogue)
     for record in records:
         try:
             open_segment(segments, record, patient=True)

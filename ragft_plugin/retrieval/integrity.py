@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ragft_plugin.errors import StoreError
@@ -19,43 +20,33 @@ logger = logging.getLogger(__name__)
 
 LARGE = 128 * 2**20  # bytes; about a tenth of a second to check
 _BLOCK = 2**20
-
-
-def open_plain(path: Path) -> io.BufferedReader:
-    """Open a file for reading that is no link: one in a stranger's directory could point anywhere."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    return os.fdopen(descriptor, "rb")
+Stopped = Callable[[], bool]
 
 
 class Check:
-    """A comparison of a file with its SHA-256.
+    """A look for damage, at once or in a thread.
 
     Args:
-        path: the file; opened at once, so that a later deletion does not matter.
-        digest: expected, in hex.
-
-    Raises:
-        OSError: it cannot be opened.
+        name: of what is checked.
+        find: returns what is wrong, None if nothing is; gives up when the function it is given says so.
     """
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self._path, self._digest = path, digest
-        self._file = open_plain(path)
-        self.size = os.fstat(self._file.fileno()).st_size
+    def __init__(self, name: str, find: Callable[[Stopped], str | None]) -> None:
+        self._name, self._find = name, find
         self._stopped = False
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Check in a thread of its own."""
-        self._thread = threading.Thread(target=self._run, name=f"check {self._path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"check {self._name}", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
         """Check now, or wait for the thread.
 
         Raises:
-            StoreError: the file is damaged.
+            StoreError: it is damaged.
         """
         if self._thread is None:
             self._run()
@@ -64,7 +55,7 @@ class Check:
         self.so_far()
 
     def so_far(self) -> None:
-        """Raise if the file is known to be damaged; do not wait.
+        """Raise if it is known to be damaged; do not wait.
 
         Raises:
             StoreError: naming the file.
@@ -79,19 +70,42 @@ class Check:
             self._thread.join()
 
     def _run(self) -> None:
+        self._problem = self._find(lambda: self._stopped)
+        if self._problem is not None and self._thread is not None:
+            logger.error("%s", self._problem)
+
+
+def check_of_file(path: Path, digest: str) -> tuple[Check, int]:
+    """Return the comparison of a file with its SHA-256, and its size in bytes.
+
+    The file is opened at once, so that a later deletion does not matter.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    opened = open_plain(path)
+
+    def find(stopped: Stopped) -> str | None:
         found = hashlib.sha256()
         try:
-            with self._file as file:
+            with opened as file:
                 while block := file.read(_BLOCK):
-                    if self._stopped:
-                        return
+                    if stopped():
+                        return None
                     found.update(block)
         except OSError as error:
-            self._problem = f"{self._path} cannot be read: {error}"
-            return
-        if found.hexdigest() != self._digest:
-            self._problem = (
-                f"{self._path} is damaged: its SHA-256 is {found.hexdigest()}, the catalogue says {self._digest}. "
-                "Restore it from a copy or index the documents again"
-            )
-            logger.error("%s", self._problem)
+            return f"{path} cannot be read: {error}"
+        if found.hexdigest() == digest:
+            return None
+        return (
+            f"{path} is damaged: its SHA-256 is {found.hexdigest()}, the catalogue says {digest}. "
+            "Restore it from a copy or index the documents again"
+        )
+
+    return Check(path.name, find), os.fstat(opened.fileno()).st_size
+
+
+def open_plain(path: Path) -> io.BufferedReader:
+    """Open a file for reading that is no link: one in a stranger's directory could point anywhere."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    return os.fdopen(descriptor, "rb")

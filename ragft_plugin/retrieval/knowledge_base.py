@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Kind
+from ragft_plugin.retrieval.audit import check_database
 from ragft_plugin.retrieval.binding import BoundEncoder
 from ragft_plugin.retrieval.bm25 import analyzer
 from ragft_plugin.retrieval.catalogue import Catalogue
@@ -66,30 +67,35 @@ class KnowledgeBase:
         self._writable = os.access(path, os.W_OK)
         self._read_only = read_only or not self._writable
         self._catalogue = Catalogue(path / DATABASE, read_only=self._read_only)
-        settings = self._catalogue.settings()
-        self._bound = BoundEncoder(path, settings.fingerprint, encoder)
-        self._lexical = LexicalIndex(path, settings.language)
-        self._lock = WriterLock(path / LOCK)
-        self._writing = threading.RLock()
-        self._snapshots = Snapshots(
-            path / SEGMENTS,
-            self._catalogue,
-            self._lexical,
-            None if self._read_only else path / LOCK,
-            self._writing,
-        )
-        self._searching = Searching(
-            path, self._catalogue, self._snapshots, require_filter=settings.require_filter or bool(require_filter)
-        )
-        self._writer = Writer(
-            path / SEGMENTS,
-            self._catalogue,
-            self._lexical,
-            self._snapshots,
-            self._lock,
-            self._bound.needed,
-            settings.fingerprint,
-        )
+        try:
+            settings = self._catalogue.settings()
+            self._catalogue.check = check_database(self._catalogue)
+            self._bound = BoundEncoder(path, settings.fingerprint, encoder)
+            self._lexical = LexicalIndex(path, settings.language)
+            self._lock = WriterLock(path / LOCK)
+            self._writing = threading.RLock()
+            self._snapshots = Snapshots(
+                path / SEGMENTS,
+                self._catalogue,
+                self._lexical,
+                None if self._read_only else path / LOCK,
+                self._writing,
+            )
+            self._searching = Searching(
+                path, self._catalogue, self._snapshots, require_filter=settings.require_filter or bool(require_filter)
+            )
+            self._writer = Writer(
+                path / SEGMENTS,
+                self._catalogue,
+                self._lexical,
+                self._snapshots,
+                self._lock,
+                self._bound.needed,
+                settings.fingerprint,
+            )
+        except BaseException:
+            self._catalogue.close()
+            raise
 
     @classmethod
     def create(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Approximate, load
-from ragft_plugin.retrieval.integrity import LARGE, Check
+from ragft_plugin.retrieval.integrity import LARGE, Check, check_of_file
 from ragft_plugin.retrieval.records import SegmentRecord
 
 Rows = NDArray[np.int64]
@@ -89,8 +89,8 @@ def open_segment(folder: Path, record: SegmentRecord, *, patient: bool = False) 
     ):
         path = folder / f"{record.name}.{part}.npy"
         try:
-            check = Check(path, digest)
-            if patient or check.size < LARGE:
+            check, size = check_of_file(path, digest)
+            if patient or size < LARGE:
                 check.finish()
             else:
                 running = check
