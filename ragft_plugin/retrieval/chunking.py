@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
@@ -34,6 +35,19 @@ class Document:
     metadata: Metadata = field(default_factory=dict)
     id: str | None = None
     markdown: bool = False
+
+
+class Splitter(Protocol):
+    """Cuts documents into passages: ``Chunker``, ``ParentChunker``, or your own."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the way of cutting; passages cut another way are cut again."""
+        ...
+
+    def split(self, documents: Iterable[Document]) -> list[Passage]:
+        """Return the passages of the documents of one source, in order, each with that ``metadata["source"]``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +106,13 @@ def deduplicated(passages: Iterable[Passage]) -> Iterator[Passage]:
     """Yield passages whose text, white space and case aside, has not come before."""
     seen: set[bytes] = set()
     for passage in passages:
-        plain = " ".join(passage.text.casefold().split())
-        digest = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=16).digest()
+        digest = text_digest(passage.text)
         if digest not in seen:
             seen.add(digest)
             yield passage
+
+
+def text_digest(text: str) -> bytes:
+    """Return 16 bytes that are the same for texts that differ in white space and case only."""
+    plain = " ".join(text.casefold().split())
+    return hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=16).digest()

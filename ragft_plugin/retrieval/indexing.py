@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ragft_plugin.errors import DataError, MissingExtraError
-from ragft_plugin.retrieval.chunking import Chunker
+from ragft_plugin.errors import ConfigError, DataError, MissingExtraError
+from ragft_plugin.retrieval.chunking import Chunker, Splitter
+from ragft_plugin.retrieval.distinct import DistinctTexts
 from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
+from ragft_plugin.retrieval.parents import ParentChunker
 from ragft_plugin.retrieval.readers import READERS, parse_document
 from ragft_plugin.types import Passage
 
@@ -44,6 +48,7 @@ class IndexReport:
         added, updated, unchanged, deleted: numbers of passages.
         skipped: files that were not read; if an earlier version of one was, its passages are still there.
         seconds: wall time.
+        left_out: passages that another file says already, of the files read in this run.
     """
 
     added: int
@@ -52,6 +57,7 @@ class IndexReport:
     deleted: int
     skipped: tuple[Skipped, ...]
     seconds: float
+    left_out: int = 0
 
 
 def index_folder(
@@ -59,8 +65,10 @@ def index_folder(
     folder: str | Path,
     progress: Callable[[int, int], None] | None = None,
     *,
-    chunker: Chunker | None = None,
+    chunker: Splitter | None = None,
     collection: str = "",
+    malformed: Literal["stop", "skip"] = "stop",
+    distinct: bool = False,
 ) -> IndexReport:
     """Make a knowledge base hold exactly what the files of a folder say.
 
@@ -73,12 +81,20 @@ def index_folder(
         progress: called with (files done, files).
         chunker: how to cut; ``Chunker()`` by default.
         collection: to keep several folders in one knowledge base, give each a name; sources start with it.
+        malformed: what to do at a row of .jsonl or .csv that cannot be read: "stop", since half a data set is rarely
+            what was meant, or "skip" the file and report it like any other bad one. What was indexed stays.
+        distinct: of passages with the same text, white space and case aside, keep one in the folder. It cites one
+            file only and has that file's metadata alone, so leave this off where access depends on metadata. Equal
+            texts are encoded once in any case.
 
     Raises:
-        DataError: no such folder, no file that can be read in it, or malformed JSON Lines (with file and line).
+        ConfigError: ``distinct`` with a ``ParentChunker``, whose parents need all their children.
+        DataError: no such folder, no file that can be read in it, or malformed rows (with file and line).
     """
     started = time.monotonic()
     root, cutter = Path(folder), chunker or Chunker()
+    if distinct and isinstance(cutter, ParentChunker):
+        raise ConfigError("distinct would take children from their parents; use it with a Chunker")
     if not root.is_dir():
         raise DataError("is not a folder; give the folder of your documents", path=str(root))
     paths, skipped = _survey(root)
@@ -91,6 +107,10 @@ def index_folder(
         known = " ".join(sorted(READERS))
         raise DataError(f"holds no file that can be indexed ({known}){reasons}", path=str(root))
     gone = [s for s, digest in before.items() if s not in sources and digest.split("|", 1)[0] == collection]
+    texts = None
+    if distinct:
+        mark = f"{collection}|{cutter.fingerprint}+distinct|"
+        texts = DistinctTexts(kb, mark, before, _checksums(sources))
     batch = _Batch(kb)
     for source in gone:
         batch.put(source, [], None)
@@ -99,15 +119,19 @@ def index_folder(
         if progress is not None:
             progress(done, len(sources))
         try:
-            content = path.read_bytes()
-            digest = mark + hashlib.sha256(content).hexdigest()
-            if before.get(source) != digest:
-                batch.put(source, cutter.split(parse_document(content, source, path=str(path))), digest)
+            if texts is None or not texts.unchanged(source):
+                content = path.read_bytes()
+                digest = mark + hashlib.sha256(content).hexdigest()
+                if texts is not None or before.get(source) != digest:
+                    passages = cutter.split(parse_document(content, source, path=str(path)))
+                    if texts is not None:
+                        passages, digest = texts.taken(source, passages)
+                    batch.put(source, passages, digest)
             good += 1
         except OSError as error:
             skipped.append(Skipped(str(path), f"cannot be read: {error.strerror or error}"))
         except DataError as error:
-            if error.line is not None:
+            if error.line is not None and malformed == "stop":
                 batch.flush()
                 raise
             skipped.append(Skipped(str(path), str(error).removeprefix(f"{path}: ")))
@@ -128,7 +152,17 @@ def index_folder(
         batch.deleted,
         tuple(skipped),
         time.monotonic() - started,
+        texts.left_out if texts is not None else 0,
     )
+
+
+def _checksums(sources: Mapping[str, Path]) -> dict[str, str]:
+    """Return the checksum of every file that can be read."""
+    found = {}
+    for source, path in sources.items():
+        with suppress(OSError), path.open("rb") as file:
+            found[source] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 class _Batch:
