@@ -16,9 +16,10 @@ from typing import Any, Self
 import httpx
 
 from ragft_plugin import prompts
-from ragft_plugin.errors import ConfigError, GenerationError, PartialAnswerError
+from ragft_plugin.errors import ConfigError, GenerationError
 from ragft_plugin.lora.escaping import MARKER, break_tokens
-from ragft_plugin.lora.openai_wire import Pieces, describe, failure, parse_answer, retry_after
+from ragft_plugin.lora.openai_attempts import Attempts
+from ragft_plugin.lora.openai_wire import Pieces, describe, failure, parse_answer
 from ragft_plugin.lora.options import Options
 from ragft_plugin.types import Generation, Prompt
 
@@ -113,40 +114,45 @@ class OpenAIGenerator:
         """
         merged = Options.of(self._defaults, options)
         body = self._body(prompt, merged, stream=True)
-        for attempt in range(self._retries + 1):
+        attempts = self._attempts(merged)
+        while True:
             pieces = Pieces()
             try:
-                with self._client.stream("POST", self._completions, json=body, timeout=merged.timeout) as response:
+                with self._client.stream("POST", self._completions, json=body, timeout=attempts.seconds) as response:
                     if response.status_code != 200:
                         response.read()
                     self._accept(response)
                     for line in response.iter_lines():
                         if piece := pieces.take(line):
                             yield piece
+                        attempts.check()
                 pieces.close()
                 return
             except (httpx.HTTPError, GenerationError) as error:
-                time.sleep(self._pause(error, attempt, merged, pieces.text))
+                time.sleep(attempts.pause(error, pieces.text))
 
     async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str]:
         """As ``stream``, without holding a thread."""
         merged = Options.of(self._defaults, options)
         body = self._body(prompt, merged, stream=True)
         async with httpx.AsyncClient(headers=self._headers) as client:
-            for attempt in range(self._retries + 1):
+            attempts = self._attempts(merged)
+            while True:
                 pieces = Pieces()
                 try:
-                    async with client.stream("POST", self._completions, json=body, timeout=merged.timeout) as response:
+                    seconds = attempts.seconds
+                    async with client.stream("POST", self._completions, json=body, timeout=seconds) as response:
                         if response.status_code != 200:
                             await response.aread()
                         self._accept(response)
                         async for line in response.aiter_lines():
                             if piece := pieces.take(line):
                                 yield piece
+                            attempts.check()
                     pieces.close()
                     return
                 except (httpx.HTTPError, GenerationError) as error:
-                    await asyncio.sleep(self._pause(error, attempt, merged, pieces.text))
+                    await asyncio.sleep(attempts.pause(error, pieces.text))
 
     def load_adapter(self, name: str, path: str) -> None:
         """Ask the server to load an adapter that lies on its disk (vLLM and SGLang, where that is switched on)."""
@@ -196,39 +202,32 @@ class OpenAIGenerator:
 
     def _ask(self, prompt: Prompt, options: Options) -> Generation:
         body = self._body(prompt, options, stream=False)
-        for attempt in range(self._retries + 1):
+        attempts = self._attempts(options)
+        while True:
             try:
-                response = self._client.post(self._completions, json=body, timeout=options.timeout)
+                response = self._client.post(self._completions, json=body, timeout=attempts.seconds)
                 self._accept(response)
                 return parse_answer(response)
             except (httpx.HTTPError, GenerationError) as error:
-                time.sleep(self._pause(error, attempt, options, ""))
-        raise AssertionError("unreachable")  # pragma: no cover
+                time.sleep(attempts.pause(error))
 
     async def _aask(self, client: httpx.AsyncClient, prompt: Prompt, options: Options) -> Generation:
         body = self._body(prompt, options, stream=False)
-        for attempt in range(self._retries + 1):
+        attempts = self._attempts(options)
+        while True:
             try:
-                response = await client.post(self._completions, json=body, timeout=options.timeout)
+                response = await client.post(self._completions, json=body, timeout=attempts.seconds)
                 self._accept(response)
                 return parse_answer(response)
             except (httpx.HTTPError, GenerationError) as error:
-                await asyncio.sleep(self._pause(error, attempt, options, ""))
-        raise AssertionError("unreachable")  # pragma: no cover
+                await asyncio.sleep(attempts.pause(error))
 
     def _accept(self, response: httpx.Response) -> None:
         if response.status_code != 200:
             raise failure(response, self.model)
 
-    def _pause(self, error: Exception, attempt: int, options: Options, sent: str) -> float:
-        """Seconds to wait before the next attempt; raises if there is none to be made."""
-        wait = retry_after(error)
-        if sent or wait is None or attempt >= self._retries:
-            described = describe(error, self._url, options.timeout)
-            if sent:
-                raise PartialAnswerError(str(described), text=sent) from error
-            raise described from error
-        return wait or self._backoff * 2**attempt
+    def _attempts(self, options: Options) -> Attempts:
+        return Attempts(self._url, retries=self._retries, backoff=self._backoff, timeout=options.timeout)
 
     def _manage(self, action: str, body: dict[str, str]) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -47,12 +49,21 @@ def failure(response: httpx.Response, model: str) -> Refused:
         text = response.text
     status = response.status_code
     cure = _CURES.get(status, "see the server's log")
-    try:
-        wait = max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        wait = None
+    wait = _seconds(response.headers.get("retry-after", ""))
     message = f"{response.url} answered {status} for model {model!r}: {text[:300]}; {cure}"
     return Refused(message, status, wait)
+
+
+def _seconds(value: str) -> float | None:
+    """A Retry-After header in seconds from now; it may be a number or a date."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
 
 
 def retry_after(error: Exception) -> float | None:

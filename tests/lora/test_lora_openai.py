@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,6 +18,7 @@ import pytest
 from ragft_plugin.errors import ConfigError, GenerationError, OverloadedError, PartialAnswerError
 from ragft_plugin.lora import OpenAIGenerator
 from ragft_plugin.lora.escaping import BREAK
+from ragft_plugin.lora.openai_wire import _seconds
 from ragft_plugin.prompts import INSTRUCTION, closed_book, open_book
 from ragft_plugin.types import AsyncGenerator, Generation, Passage, Usage
 
@@ -35,6 +41,7 @@ class Server:
     busy: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    left: threading.Event = field(default_factory=threading.Event)  # a client hung up
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,6 +67,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data)
+
+    def begin(self) -> None:
+        """A body of unknown length, until the connection is closed."""
+        self.send_response(200)
+        self.end_headers()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -265,6 +277,77 @@ async def test_a_slow_server_runs_into_the_timeout(server: Server) -> None:
             generator.generate([ASK])
         with pytest.raises(GenerationError, match=r"within 0\.1 s; raise timeout"):
             await generator.agenerate([ASK])
+
+
+async def test_the_timeout_holds_for_a_whole_answer_not_for_each_piece(server: Server) -> None:
+    def trickling(handler: Handler, body: dict[str, Any]) -> None:
+        handler.begin()
+        for _ in range(100):
+            handler.wfile.write(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n')
+            time.sleep(0.05)
+
+    def trickle(handler: Handler, body: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            trickling(handler, body)
+        server.left.set()
+
+    server.replies = [trickle, trickle]
+    with remote(server, timeout=0.3) as generator:
+        with pytest.raises(PartialAnswerError, match=r"within 0\.3 s"):
+            list(generator.stream(ASK))
+        assert server.left.wait(20)
+        with pytest.raises(PartialAnswerError, match=r"within 0\.3 s"):
+            [p async for p in generator.astream(ASK)]
+
+
+def test_the_timeout_holds_for_all_attempts_together(server: Server) -> None:
+    server.replies = [error(503, retry_after="30")] * 3
+    with remote(server, timeout=5, retries=3) as generator, pytest.raises(OverloadedError, match="try again later"):
+        generator.generate([ASK])  # rather than wait for an attempt that could not be made
+    assert len(server.seen) == 1
+
+
+def test_a_waiting_time_may_be_a_date() -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert _seconds(date) == pytest.approx(60, abs=3)
+    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert (_seconds("7"), _seconds("-1"), _seconds("soon"), _seconds("")) == (7, 0, None, None)
+
+
+async def test_leaving_early_hangs_up(server: Server) -> None:
+    """A server learns by it that nobody waits, and stops writing."""
+
+    def endless(handler: Handler, body: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            if body.get("stream"):
+                handler.begin()
+            while not server.left.is_set():
+                if body.get("stream"):
+                    handler.wfile.write(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n')
+                elif handler.connection.recv(1, socket.MSG_PEEK) == b"":
+                    break
+                time.sleep(0.01)
+        server.left.set()
+
+    with remote(server) as generator:
+        for leave in ("stream", "astream", "agenerate"):
+            server.left.clear()
+            server.replies = [endless]
+            if leave == "stream":
+                pieces = generator.stream(ASK)
+                assert next(pieces) == "a"
+                pieces.close()
+            elif leave == "astream":
+                apieces = generator.astream(ASK)
+                assert await anext(apieces) == "a"
+                await apieces.aclose()
+            else:
+                task = asyncio.create_task(generator.agenerate([ASK]))
+                await asyncio.sleep(0.2)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert await asyncio.to_thread(server.left.wait, 20), leave
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
