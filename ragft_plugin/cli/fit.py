@@ -130,7 +130,10 @@ def command(
     if logged is not None and not logged.full_feedback:
         from ragft_plugin.routing.off_policy import off_policy_figures
 
-        told = off_policy_figures(logged, more=more, cost_weight=cost_weight, gated=not no_gate, **options)
+        with progress("estimating what it would have earned", quiet=as_json) as tell:
+            told = off_policy_figures(
+                logged, more=more, cost_weight=cost_weight, gated=not no_gate, progress=tell, **options
+            )
         result["off_policy"] = told
         if not as_json:
             show_off_policy(told)

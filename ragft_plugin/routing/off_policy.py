@@ -22,6 +22,7 @@ from ragft_plugin.evaluation.ope import Estimate
 from ragft_plugin.evaluation.outcomes import Outcomes, reads_passages
 from ragft_plugin.evaluation.policy_value import policy_value
 from ragft_plugin.routing.completeness import Completeness
+from ragft_plugin.routing.learning import Progress
 from ragft_plugin.routing.router import Router
 from ragft_plugin.routing.tracing import Trace
 from ragft_plugin.types import FloatArray
@@ -38,6 +39,7 @@ def off_policy_figures(
     cost_weight: float = 0.0,
     gated: bool = True,
     seed: int = 0,
+    progress: Progress | None = None,
     **fit: Any,
 ) -> dict[str, Any]:
     """Estimates of a new router on the log of another policy.
@@ -48,6 +50,7 @@ def off_policy_figures(
         cost_weight: at which the router decides.
         gated: whether its gate counts.
         seed: of folds and resampling.
+        progress: called with (routers fitted, routers to fit).
         **fit: further arguments of ``Router.fit``.
 
     Returns:
@@ -64,11 +67,13 @@ def off_policy_figures(
         raise DataError("every arm was run on every query, so nothing need be estimated; cross-validate instead")
     complete = Completeness.of(logged)
     dist, predicted, cost = np.zeros(logged.reward.shape), np.zeros(logged.reward.shape), np.zeros(len(logged))
-    for train, test in logged.folds(FOLDS, seed):
+    tell = progress or (lambda done, total: None)
+    for k, (train, test) in enumerate(logged.folds(FOLDS, seed), 1):
         rows = logged.take(train)
         if more is not None:
             rows = Outcomes.from_rows([*more.rows, *rows.rows], logged.arms)
         router = Router(cost_weight=cost_weight).fit(rows, seed=seed, gate=gated, **fit)
+        tell(k, FOLDS)
         judged = test[complete.rows[test]]
         if not len(judged):
             continue

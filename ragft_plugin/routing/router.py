@@ -9,9 +9,10 @@ from uuid import uuid4
 
 import numpy as np
 
-from ragft_plugin.errors import ConfigError, RouterError
+from ragft_plugin.errors import RouterError
 from ragft_plugin.evaluation.outcomes import Outcomes, reads_passages
 from ragft_plugin.routing.adapters import AdapterRecord, stale_arms
+from ragft_plugin.routing.checks import check_weight, checked_encoder, distinct_arms, misfit
 from ragft_plugin.routing.cold import ColdStart, decide_cold
 from ragft_plugin.routing.costs import signal_price
 from ragft_plugin.routing.deciding import decide, forced
@@ -55,7 +56,7 @@ class Router:
         exploration: float = 0.0,
         adapters: Mapping[str, AdapterRecord] | None = None,
     ) -> None:
-        _check_weight(cost_weight)
+        check_weight(cost_weight)
         Exploration(policy)  # refuses a name there is not
         self.cost_weight = cost_weight
         self.policy = policy
@@ -97,7 +98,7 @@ class Router:
         Raises:
             ConfigError: if there are no arms, or duplicates.
         """
-        names = _check_arms(arms)
+        names = distinct_arms(arms)
         router = cls(adapters=adapters, **settings)  # type: ignore[arg-type]
         reads = {a: (retrieves or {}).get(a, reads_passages(a)) for a in names}
         router.cold_start = ColdStart.of(names, reads, adapters or {}, covered=covered, close=close)
@@ -144,7 +145,7 @@ class Router:
         learnt = learn(
             outcomes,
             stages=stages,
-            encoder=_encoder(encoder),
+            encoder=checked_encoder(encoder),
             model=model,
             draft_arm=draft_arm,
             agreement_arm=agreement_arm,
@@ -217,7 +218,7 @@ class Router:
             ConfigError: if it is negative or not finite.
         """
         weight = self.cost_weight if cost_weight is None else cost_weight
-        _check_weight(weight)
+        check_weight(weight)
         return float(weight)
 
     # -------------------------------------------------------------------------------------------- deciding
@@ -298,14 +299,9 @@ class Router:
         Raises:
             RouterError: if ``strict`` and something does not fit.
         """
-        wrong = [
-            f"{name} is {now!r}, the router was fitted with {self.fingerprints[name]!r}"
-            for name, now in fingerprints.items()
-            if name in self.fingerprints and self.fingerprints[name] != now
-        ]
-        if not wrong:
+        message = misfit(self.fingerprints, fingerprints)
+        if message is None:
             return
-        message = "the router no longer fits: " + "; ".join(wrong)
         if strict:
             raise RouterError(message + "; fit it anew")
         logger.warning("%s; it is demoted to its safe arm until fitted anew", message)
@@ -331,23 +327,3 @@ class Router:
         from ragft_plugin.routing.persistence import load_router
 
         return load_router(path, encoder)
-
-
-def _encoder(encoder: str | Encoder) -> Encoder | None:
-    if isinstance(encoder, str):
-        if encoder != "tfidf":
-            raise ConfigError(f"unknown encoder {encoder!r}, expected 'tfidf' or an object with encode()")
-        return None
-    return encoder
-
-
-def _check_weight(weight: float) -> None:
-    if not 0.0 <= weight < np.inf:
-        raise ConfigError(f"cost_weight must be >= 0 and finite, not {weight}")
-
-
-def _check_arms(arms: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(arms)
-    if not names or len(set(names)) < len(names) or isinstance(arms, str):
-        raise ConfigError(f"arms must be distinct names, at least one; got {arms!r}")
-    return names

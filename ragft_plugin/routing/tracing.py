@@ -84,7 +84,8 @@ class Trace:
         if len(stages) > 1 and not complete.all():
             raise DataError(
                 f"{complete.sum()} of {len(complete)} rows have all the evidence that the router reads; the others "
-                "were decided earlier. Use outcomes of 'ragft run-arms', or limit the router to --stages question"
+                "were decided earlier. Evaluate on outcomes of 'ragft run-arms', with --stages question, or "
+                "estimate from the log: ragft fit --log without --cv"
             )
         there, _, _ = usable_stages(outcomes, None, router.draft_arm, router.agreement_arm)
         missing = [s for s in stages if s not in there]

@@ -7,7 +7,7 @@ from stubs import AsyncEcho, Broken, Echo, Scripted, Shelf
 from ragft_plugin.arms import Arm
 from ragft_plugin.errors import ConfigError, DataError, GenerationError, PartialAnswerError
 from ragft_plugin.pipeline import Pipeline
-from ragft_plugin.types import Decision, Gather
+from ragft_plugin.types import Decision, Evidence, Gather
 
 READ = Gather("passages")
 
@@ -236,3 +236,40 @@ def test_a_decision_can_be_made_without_any_generator_running():
     (routed,) = pipeline.decide(["a"])
     assert isinstance(routed.decision, Decision)
     assert base.batches == rag.batches == []
+
+
+def test_facts_of_a_question_reach_the_router_and_the_callers_own_come_first():
+    seen = []
+
+    class Looking(Scripted):
+        def next(self, evidence, **options):
+            seen.extend(dict(e.facts) for e in evidence)
+            return super().next(evidence, **options)
+
+    def facts(questions):
+        return [{"words": float(len(question.split())), "mine": 0.0} for question in questions]
+
+    pipeline = Pipeline([Arm("base", Echo("base"))], Looking(["base"], {}, "base"), facts=facts)
+    routed = pipeline.decide(["two words", Evidence("three words here", facts={"mine": 1.0})])
+    assert seen == [{"words": 2.0, "mine": 0.0}, {"words": 3.0, "mine": 1.0}]
+    assert routed[0].evidence.facts["words"] == 2.0
+
+
+def test_signals_with_a_price_of_their_own_are_in_the_cost_that_is_logged():
+    class Priced(Scripted):
+        def signal_price(self, stage):
+            return {"question": 0.1, "passages": 0.35}[stage]
+
+    class Log:
+        def __init__(self):
+            self.costs = {}
+
+        def append(self, decision, *, query, cost, **fields):
+            self.costs[query] = cost
+
+    log = Log()
+    arms = [Arm("base", Echo("base")), Arm("rag", Echo("rag"), Shelf(), cost=1.0)]
+    pipeline = Pipeline(arms, Priced(["base", "rag"], {"b": ([], "rag")}, "base"), retrieval_cost=1.0, log=log)
+    pipeline.answer_batch(["a", "b"])
+    pipeline.answer("c", arm="base")  # the caller decided; no signal was read
+    assert log.costs == {"a": 0.1, "b": 1.1, "c": 0.0}

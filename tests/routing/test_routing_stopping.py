@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from routing_worlds import noise, world
 
-from ragft_plugin.routing import Router
+from ragft_plugin.routing import SIGNALS, Router, signal
 from ragft_plugin.routing.calibration import logistic
 from ragft_plugin.routing.costs import Costs, costs_of
 from ragft_plugin.routing.gate import paired_gain, single_arm
 from ragft_plugin.routing.plan import learn_plan, weight_grid
 from ragft_plugin.routing.rewards import LinearRewards, prior_means
 from ragft_plugin.routing.stopping import always, follow, learn_stopping
+from ragft_plugin.routing.tracing import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -188,3 +189,26 @@ def test_weight_grid_ends_where_the_cheapest_arm_always_wins() -> None:
 
 def test_calibrated_confidence_has_bounded_values() -> None:
     assert logistic(np.array([-800.0, 800.0])).tolist() == [0.0, 1.0]
+
+
+def test_the_price_of_a_signal_is_paid_where_it_is_read() -> None:
+    log = world(300, passages=True)
+
+    @signal(stage="passages", price=0.25, name="test_dear")
+    def dear(reading: object) -> dict[str, float]:
+        return {"dear": 1.0}
+
+    try:
+        costs = costs_of(log, ("question", "passages"), None, None).mean()
+        assert costs.stage.tolist() == [0.0, 1.25]
+        # What the retrieval paid for is not paid again; what the signal cost pays for no arm.
+        assert costs.arm.tolist() == [[0.0, 1.0], [0.0, 0.0]]
+        router = Router().fit(log)
+        assert (router.signal_price("question"), router.signal_price("passages")) == (0.0, 0.25)
+        course = Trace.of(router, world(100, seed=1, passages=True)).course(0.0, gated=False)
+        read = course.stage == 1
+        assert read.any()
+        assert set(course.cost[read]) == {1.25}
+    finally:
+        del SIGNALS["test_dear"]
+    assert router.signal_price("passages") == 0.0
