@@ -114,7 +114,7 @@ def train_base(
                 ability = Ability(could, score_rows(new, None, probes, scorer), chosen=False)
                 warn_of_forgetting(ability, target.name)
     if comparison is not None and not keep_anyway:
-        require_gain(comparison, left=f"It lies in {final}; resume with keep_anyway to keep it without training again")
+        require_gain(comparison, trained=final)
     manifest = Manifest(
         name=target.name,
         method="full",

@@ -128,7 +128,9 @@ class Registry:
             incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=home))
         try:
             write(incoming)
-            files = {p.name: sha256(p) for p in sorted(incoming.iterdir()) if p.is_file()}
+            # What people read, such as a card, may be edited later; what computes may not.
+            kept = [p for p in sorted(incoming.iterdir()) if p.is_file() and p.suffix not in (".md", ".svg")]
+            files = {p.name: sha256(p) for p in kept}
             version = int((self._versions(name) or ["0"])[-1]) + 1
             while True:
                 full = manifest.model_copy(update={"version": str(version), "files": files})

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 from ragft_plugin.errors import AdapterError, DataError
@@ -63,12 +64,12 @@ class Comparison:
         return found
 
 
-def require_gain(comparison: Comparison, *, left: str) -> None:
+def require_gain(comparison: Comparison, *, trained: Path | None = None) -> None:
     """Refuse what does not beat what costs no training.
 
     Args:
         comparison: the scores.
-        left: what is left of the training, and how it can be kept after all.
+        trained: folder where the refused weights lie.
 
     Raises:
         AdapterError: if the mean score is not above that of both baselines.
@@ -83,10 +84,14 @@ def require_gain(comparison: Comparison, *, left: str) -> None:
         return
     means = {"base": comparison.base, "few-shot": comparison.few_shot, "adapter": comparison.adapter}
     shown = ", ".join(f"{name} {fmean(scores):.3f}" for name, scores in means.items() if scores)
+    stay = f" of {comparison.examples} examples" if comparison.baseline == "few-shot" else ""
+    kept = "" if trained is None else (
+        f". It lies in {trained}; resume with keep_anyway (--resume --keep-anyway) to keep it without training again"
+    )  # fmt: skip
     raise AdapterError(
         f"the adapter does not beat what needs no training ({shown}; {len(comparison.base)} held-out rows), so it is "
-        f"not kept; train for longer, on more rows or at another learning_rate, or stay with the {comparison.baseline}"
-        f"{f' of {comparison.examples} examples' if comparison.baseline == 'few-shot' else ''}. {left}"
+        "not kept; train for longer, on more rows or at another learning_rate, or stay with the "
+        f"{comparison.baseline}{stay}{kept}"
     )
 
 

@@ -173,7 +173,7 @@ def train_adapter(
     if ability is not None:
         warn_of_forgetting(ability, name)
     if comparison is not None and not keep_anyway:
-        require_gain(comparison, left=f"It lies in {final}; resume with keep_anyway to keep it without training again")
+        require_gain(comparison, trained=final)
     manifest = Manifest(
         name=name,
         method=recipe.method,

@@ -86,7 +86,7 @@ def test_training_tells_base_examples_and_adapter_side_by_side(told: Told, tmp_p
 def test_an_adapter_that_is_no_better_is_refused_and_the_flag_is_named(told: Told, tmp_path: Path) -> None:
     said = told("rows.jsonl", "--name", "facts", "--hold-out", "0.25", "--max-steps", "1", status=2)
     assert "does not beat what needs no training" in said
-    assert "keep_anyway" in said
+    assert "(--resume --keep-anyway) to keep it without training again" in said
     assert not (tmp_path / "adapters" / "facts").exists()
 
 

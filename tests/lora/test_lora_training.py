@@ -216,14 +216,6 @@ def test_a_wrong_setting_is_named(base_folder: Path, tmp_path: Path, settings: d
         train_adapter(base_folder, ROWS, tmp_path, name="facts", **settings)
 
 
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True}, {"layers_to_transform": [1]}])
-def test_other_kinds_of_adapter_are_a_setting(base_folder: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
-    report = train_adapter(base_folder, ROWS, tmp_path, name="facts", max_steps=2, lora=lora, **QUICK)
-    with LoraModel.load(base_folder) as model:
-        model.load_adapter("facts", report.folder)
-        assert model.generator("facts", max_new_tokens=2).generate([closed_book("what?")])
-
-
 def test_evaluation_rows_among_the_training_rows_are_refused(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 evaluation rows .* row:2; take them out"):
         train_adapter(
