@@ -14,6 +14,7 @@ from ragft_plugin.routing import Router
 from ragft_plugin.routing.completeness import Completeness
 from ragft_plugin.routing.crossval import evaluate
 from ragft_plugin.routing.off_policy import off_policy_figures
+from ragft_plugin.routing.tracing import Trace
 from ragft_plugin.types import Decision, Evidence, Gather
 
 EPSILON = 0.3
@@ -193,6 +194,24 @@ def test_a_router_learns_from_a_log_in_which_stages_are_missing_when_to_stop() -
     assert 0.4 < share["question"] < 0.6
     net = figures["reward_ungated"] - figures["mean_cost_ungated"]
     assert net > 0.95 - 0.1 - 0.03
+
+
+def test_a_router_learnt_from_texts_earns_within_one_percent_of_the_optimal_policy() -> None:
+    router = Router(cost_weight=1.0).fit(staged_world(1500, 11))
+    assert router.gate().is_open
+    fresh = staged_world(2000, 12)
+    course = Trace.of(router, fresh).course(1.0)
+    falcon = np.array(["falcon" in row.query for row in fresh.rows])
+    helps = np.array(["record" in (row.passages or ())[0].text for row in fresh.rows])
+    # What each arm is worth in truth, not what it happened to earn.
+    adapter, rag = np.where(falcon | ~helps, 0.95, 0.05), np.where(helps & ~falcon, 0.95, 0.05)
+    earned = np.where(course.arm == 0, adapter, rag) - course.cost
+    optimum = np.where(falcon, 0.95, 0.75)
+    # Deciding everything by the question, or everything by the passage, loses more than ten percent.
+    by_question = np.where(falcon, adapter, np.maximum(adapter[~falcon].mean(), rag[~falcon].mean() - 0.2))
+    by_passage = np.maximum(adapter, rag) - 0.2
+    assert max(by_question.mean(), by_passage.mean()) < 0.9 * optimum.mean()
+    assert earned.mean() >= 0.99 * optimum.mean()
 
 
 def test_missing_stages_without_chance_are_not_learnt_from(caplog: pytest.LogCaptureFixture) -> None:
