@@ -123,6 +123,7 @@ def test_a_damaged_static_encoder_is_refused(tmp_path: Path, harm: str) -> None:
 def onnx_bytes(seed: int = 0) -> bytes:
     """A model as small as can be: the mean of the tokens' vectors."""
     onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     helper, types = onnx.helper, onnx.TensorProto
     table = np.random.default_rng(seed).normal(size=(len(WORDS), 4)).astype(np.float32)
     nodes = [
@@ -201,6 +202,7 @@ def test_a_damaged_onnx_encoder_is_refused(tmp_path: Path, name: str, change: An
 
 
 def test_a_model_that_is_no_onnx_is_refused_although_its_checksum_is_right(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     with pytest.raises(StoreError, match="cannot be loaded"):
         write_encoder(tmp_path / "onnx", b"nonsense", Source(), weights="int8", max_tokens=3)
 
