@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ragft_plugin.course import Course, Request, Routed, adrive, astream, drive, fallen_back
+from ragft_plugin.arms import Arm
+from ragft_plugin.course import Course, Request, Routed, Work, aperform, astream, fallen_back, perform
 from ragft_plugin.errors import ConfigError, DataError, GenerationError, PartialAnswerError
 from ragft_plugin.types import Answer, Generation, Passage, Prompt
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from ragft_plugin.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """Work: the next piece that an arm's generator streams for a prompt, or None after the last."""
+
+    arm: Arm
+    prompt: Prompt
+    options: Mapping[str, Any]
 
 
 class AnswerStream:
@@ -46,55 +57,79 @@ class AnswerStream:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the pieces."""
+        course = self._course()
+        writing: Write | None = None
+        resume: Callable[[], Any] = course.__next__
+        while True:
+            try:
+                wish = resume()
+            except StopIteration:
+                return
+            resume = course.__next__
+            if isinstance(wish, str):
+                yield wish
+                continue
+            try:
+                if not isinstance(wish, Write):
+                    resume = partial(course.send, perform(wish))
+                    continue
+                if wish is not writing:
+                    writing, pieces = wish, iter(wish.arm.generator.stream(wish.prompt, **wish.options))
+                resume = partial(course.send, next(pieces, None))
+            except Exception as error:
+                resume = partial(course.throw, error)
+
+    async def __aiter__(self) -> AsyncGenerator[str]:
+        """Yield the pieces without blocking the event loop."""
+        course = self._course()
+        writing: Write | None = None
+        resume: Callable[[], Any] = course.__next__
+        async with AsyncExitStack() as open_streams:
+            while True:
+                try:
+                    wish = resume()
+                except StopIteration:
+                    return
+                resume = course.__next__
+                if isinstance(wish, str):
+                    yield wish
+                    continue
+                try:
+                    if not isinstance(wish, Write):
+                        resume = partial(course.send, await aperform(wish))
+                        continue
+                    if wish is not writing:
+                        pieces = astream(wish.arm, wish.prompt, wish.options)
+                        writing = wish
+                        await open_streams.enter_async_context(aclosing(pieces))
+                    resume = partial(course.send, await anext(pieces, None))
+                except Exception as error:
+                    resume = partial(course.throw, error)
+
+    def _course(self) -> Generator[Work | Write | str, Any, None]:
+        """What happens in which order, for both ways of iterating: yields work, and pieces to hand out."""
         pipeline = self._pipeline
-        item = drive(self._prepare())
+        item = yield from self._prepare()
         if (draft := item.evidence.drafts.get(item.decision.arm)) is not None:
             yield self._finish(item, draft)
             return
         last: Exception | None = None
         for name in (item.decision.arm, *pipeline._fallbacks(item.decision)):
-            pieces: list[str] = []
+            arm = pipeline._arm(name)
+            text = ""
             try:
-                item, prompt = drive(self._turn(item, name, last))
-                arm = pipeline._arm(name)
-                for piece in arm.generator.stream(prompt, **{**arm.options, **self._request.options}):
-                    pieces.append(piece)
+                item, prompt = yield from self._turn(item, name, last)
+                work = Write(arm, prompt, {**arm.options, **self._request.options})
+                while (piece := (yield work)) is not None:
+                    text += piece
                     yield piece
             except (ConfigError, DataError):
                 raise
             except Exception as error:
-                self._fail(name, pieces, error)
+                self._fail(name, text, error)
                 last = error
                 continue
-            self._finish(item, pipeline._arm(name).answer(item.evidence, Generation("".join(pieces)), 0.0))
-            return
-        raise GenerationError(f"no arm answered; last error: {last}") from last
-
-    async def __aiter__(self) -> AsyncGenerator[str]:
-        """Yield the pieces without blocking the event loop."""
-        pipeline = self._pipeline
-        item = await adrive(self._prepare())
-        if (draft := item.evidence.drafts.get(item.decision.arm)) is not None:
-            yield self._finish(item, draft)
-            return
-        last: Exception | None = None
-        for name in (item.decision.arm, *pipeline._fallbacks(item.decision)):
-            pieces: list[str] = []
-            try:
-                item, prompt = await adrive(self._turn(item, name, last))
-                arm = pipeline._arm(name)
-                options = {**arm.options, **self._request.options}
-                async with aclosing(astream(arm, prompt, options)) as made:
-                    async for piece in made:
-                        pieces.append(piece)
-                        yield piece
-            except (ConfigError, DataError):
-                raise
-            except Exception as error:
-                self._fail(name, pieces, error)
-                last = error
-                continue
-            self._finish(item, pipeline._arm(name).answer(item.evidence, Generation("".join(pieces)), 0.0))
+            self._finish(item, arm.answer(item.evidence, Generation(text), 0.0))
             return
         raise GenerationError(f"no arm answered; last error: {last}") from last
 
@@ -112,9 +147,9 @@ class AnswerStream:
         self.routed = replace(read, decision=decision)
         return self.routed, self._pipeline._arm(name).prompt(read.evidence)
 
-    def _fail(self, name: str, pieces: list[str], error: Exception) -> None:
-        if pieces:
-            raise PartialAnswerError(f"arm {name!r} failed: {error}", text="".join(pieces)) from error
+    def _fail(self, name: str, text: str, error: Exception) -> None:
+        if text:
+            raise PartialAnswerError(f"arm {name!r} failed: {error}", text=text) from error
         logger.warning("arm %s failed before its first token (%s)", name, error)
 
     def _finish(self, item: Routed, answer: Answer) -> str:

@@ -86,7 +86,7 @@ def drive(course: Course[T]) -> T:
             value: T = stop.value
             return value
         try:
-            result = _perform(work)
+            result = perform(work)
         except Exception as error:
             step = _throw(course, error)
         else:
@@ -103,7 +103,7 @@ async def adrive(course: Course[T]) -> T:
             value: T = stop.value
             return value
         try:
-            result = await _aperform(work)
+            result = await aperform(work)
         except Exception as error:
             step = _throw(course, error)
         else:
@@ -137,18 +137,20 @@ def _throw(course: Course[T], error: Exception) -> Callable[[], Work]:
     return lambda: course.throw(error)
 
 
-def _perform(work: Work) -> Any:
+def perform(work: Work) -> Any:
+    """Do one piece of work by a plain call."""
     if isinstance(work, Retrieve):
         return work.retriever.retrieve(work.queries, work.k, work.scope)
     return work.arm.generator.generate(work.prompts, **work.options)
 
 
-async def _aperform(work: Work) -> Any:
+async def aperform(work: Work) -> Any:
+    """Do one piece of work by awaiting: what knows no async runs in a thread."""
     if isinstance(work, Generate) and isinstance(work.arm.generator, AsyncGenerator):
         return await work.arm.generator.agenerate(work.prompts, **work.options)
     if isinstance(work, Retrieve) and hasattr(work.retriever, "aretrieve"):
         return await work.retriever.aretrieve(work.queries, work.k, work.scope)
-    return await asyncio.to_thread(_perform, work)
+    return await asyncio.to_thread(perform, work)
 
 
 def fallen_back(decision: Decision, name: str, error: BaseException) -> Decision:

@@ -92,7 +92,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
+        # Only the package itself: a module missing inside it is another version's, and its own error says which.
+        missing = error.name or ""
         if missing not in {"langchain_core", "langchain", "langgraph"}:
             raise
         raise MissingExtraError(missing, "langchain" if missing == "langchain_core" else "agents") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.globals import get_llm_cache
@@ -21,14 +22,16 @@ from langchain_core.runnables.config import (
 )
 from langchain_core.tools import BaseTool
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
+from langchain_core.utils import from_env
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.course import Course, Generate, adrive, astream
-from ragft_plugin.langchain.chat_messages import prompt_from
+from ragft_plugin.course import Generate, aperform, astream
+from ragft_plugin.langchain.backends import BACKEND_ENV, opened
+from ragft_plugin.langchain.chat_messages import choice_of, prompt_from
 from ragft_plugin.langchain.chat_outputs import chunk_from, facts_of, result_from, usage_of
-from ragft_plugin.types import Generation, Generator, Prompt
+from ragft_plugin.types import Generation, Prompt
 
 BASE = "base"
 _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
@@ -36,24 +39,16 @@ _NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_toke
 _NOT_FOR_THE_BACKEND = frozenset(
     {"model", "tools", "tool_choice", "logprobs", "strict", "parallel_tool_calls", "stream", "api_key", "max_retries"}
 )
-_TOOL_CHOICES: Mapping[Any, str | None] = {True: "any", "required": "any", "auto": None, False: None, "none": None}
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """Where the generators come from; ``ragft_plugin.lora.LoraModel`` is one."""
-
-    def generator(self, adapter: str | None = None) -> Generator:
-        """A generator that answers with one adapter, or with the base alone."""
-        ...
 
 
 class ChatLora(BaseChatModel):
     """Chat with a base and its adapters: streaming, async without threads, batches that are generated together.
 
     Args:
-        backend: serves the generators: a ``LoraModel``, anything with a method ``generator(adapter)``, or a function of
-            the adapter's name (None for the base), such as one that makes ``OpenAIGenerator`` for a server.
+        backend: serves the generators: a ``LoraModel``, the folder of a base (loaded at the first question; by default
+            the environment's ``RAGFT_BACKEND``), anything with a method ``generator(adapter)``, or a function of the
+            adapter's name (None for the base), such as one that makes ``OpenAIGenerator`` for a server.
+        adapters: name -> folder of each adapter to load, where the backend is a folder.
         model: the adapter that answers, or "base"; ``invoke(..., model="legal")`` chooses another for one call.
         max_tokens: at most so many tokens are written; None means the backend's own bound.
         temperature: 0 takes the likeliest token; None means the backend's own.
@@ -71,7 +66,15 @@ class ChatLora(BaseChatModel):
         chat.invoke("Who signs?", model="base")
     """
 
-    backend: Any = Field(exclude=True, repr=False)
+    backend: Any = Field(
+        default_factory=from_env(
+            BACKEND_ENV,
+            error_message=f"ChatLora needs backend=: a LoraModel or a base's folder; or set {BACKEND_ENV} to a folder",
+        ),
+        exclude=True,
+        repr=False,
+    )
+    adapters: dict[str, str] = Field(default_factory=dict)
     model: str = BASE
     max_tokens: int | None = None
     temperature: float | None = None
@@ -106,7 +109,7 @@ class ChatLora(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         prompt, arm, options = self._call(messages, stop, kwargs)
-        (made,) = await adrive(_generated(Generate(arm, [prompt], options)))
+        (made,) = await aperform(Generate(arm, [prompt], options))
         return self._result(made, arm.name, kwargs)
 
     def _stream(
@@ -198,7 +201,7 @@ class ChatLora(BaseChatModel):
             manager = get_async_callback_manager_for_config(told)
             runs += await manager.on_chat_model_start(self._serialized, **start)
         try:
-            made = await adrive(_generated(Generate(asked.arm, asked.prompts, asked.options)))
+            made = await aperform(Generate(asked.arm, asked.prompts, asked.options))
         except BaseException as error:
             for run in runs:
                 await run.on_llm_error(error)
@@ -250,7 +253,8 @@ class ChatLora(BaseChatModel):
         options |= {_NAMES.get(name, name): value for name, value in given.items() if name not in _NOT_FOR_THE_BACKEND}
         prompt = prompt_from(messages, tools=given.get("tools") or (), tool_choice=given.get("tool_choice"))
         name = given.get("model") or self.model
-        serve = getattr(self.backend, "generator", self.backend)
+        backend = opened(self.backend, self.adapters)
+        serve = getattr(backend, "generator", backend)
         generator = serve(None if name == BASE else name)
         return prompt, Arm(name, generator), {name: value for name, value in options.items() if value is not None}
 
@@ -259,7 +263,7 @@ class ChatLora(BaseChatModel):
 
     def _last(self, prompt: Prompt, text: str, name: str) -> ChatGenerationChunk:
         """The chunk that ends a stream."""
-        renderer = getattr(self.backend, "renderer", None)
+        renderer = getattr(opened(self.backend, self.adapters), "renderer", None)
         usage = None if renderer is None else usage_of(len(renderer.render(prompt)), len(renderer.encode(text)))
         message = AIMessageChunk(
             content="", response_metadata=facts_of(name), usage_metadata=usage, chunk_position="last"
@@ -283,12 +287,24 @@ class ChatLora(BaseChatModel):
             **kwargs: for each call.
         """
         told = [convert_to_openai_tool(tool) for tool in tools]
-        if isinstance(tool_choice, Mapping):
-            tool_choice = str(tool_choice["function"]["name"])
-        chosen = _TOOL_CHOICES.get(tool_choice, tool_choice)
-        return self.bind(tools=told, tool_choice=chosen, **kwargs)
+        return self.bind(tools=told, tool_choice=choice_of(tool_choice), **kwargs)
 
     # ------------------------------------------------------------------------------------------ what LangChain asks
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """True: all but the backend, which is given at loading, as secrets are."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where the class is found when loaded."""
+        return ["ragft_plugin", "langchain", "chat_lora"]
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What is given at loading instead of being written down."""
+        return {"backend": BACKEND_ENV, "api_key": "RAGFT_API_KEY"}
 
     @property
     def _llm_type(self) -> str:
@@ -298,6 +314,8 @@ class ChatLora(BaseChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         # Two bases may have adapters of one name; a cache must tell them apart.
         folder = getattr(getattr(self.backend, "base", None), "folder", id(self.backend))
+        if isinstance(self.backend, str | Path):
+            folder = self.backend
         names = ("model", "max_tokens", "temperature", "stop", "seed", "logprobs")
         return {"backend": str(folder), **{name: getattr(self, name) for name in names}}
 
@@ -307,7 +325,7 @@ class ChatLora(BaseChatModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the base's own tokenizer, if the backend has one."""
-        renderer = getattr(self.backend, "renderer", None)
+        renderer = getattr(opened(self.backend, self.adapters), "renderer", None)
         return super().get_token_ids(text) if renderer is None else list(renderer.encode(text))
 
 
@@ -326,8 +344,3 @@ def _message(run: Any, result: ChatResult) -> AIMessage:
     assert isinstance(message, AIMessage)
     message.id = f"lc_run--{run.run_id}"  # as LangChain names them
     return message
-
-
-def _generated(work: Generate) -> Course[list[Generation]]:
-    made: list[Generation] = yield work
-    return made

@@ -34,6 +34,7 @@ TOOLS = (
     "You may call functions. Their signatures stand in <tools></tools>:\n<tools>\n{tools}\n</tools>\n"
     'For each call, write: <tool_call>\n{{"name": <name>, "arguments": <arguments as JSON>}}\n</tool_call>{must}'
 )
+_CHOICES: Mapping[Any, str | None] = {True: "any", "required": "any", "auto": None, False: None, "none": None}
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _READABLE = {"text", "thinking", "reasoning", "tool_use", "tool_call", "non_standard"}
 
@@ -86,6 +87,18 @@ def messages_from(prompt: Prompt) -> list[BaseMessage]:
     """
     beside = {} if prompt.passages is None else {PASSAGES: [passage_to_dict(passage) for passage in prompt.passages]}
     return [*convert_to_messages(prompt.turns), HumanMessage(prompt.question, additional_kwargs=beside)]
+
+
+def choice_of(tool_choice: str | bool | Mapping[str, Any] | None) -> str | None:
+    """Which tool must be called, in all the ways that models are told: a name, "any", or None to leave it open.
+
+    Example:
+        >>> choice_of({"type": "function", "function": {"name": "add"}}), choice_of(True), choice_of("auto")
+        ('add', 'any', None)
+    """
+    if isinstance(tool_choice, Mapping):
+        return str(tool_choice["function"]["name"])
+    return _CHOICES.get(tool_choice, tool_choice)  # type: ignore[arg-type]
 
 
 def message_from(text: str, *, tools: bool = False, **fields: Any) -> AIMessage:

@@ -6,6 +6,7 @@ chain is loaded, the way LangChain does it with secrets.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,18 +14,23 @@ from langchain_core._api import suppress_langchain_beta_warning
 from langchain_core.load import load as load_any
 from langchain_core.load.serializable import Serializable
 
+from ragft_plugin.langchain.backends import BACKEND_ENV
 from ragft_plugin.langchain.chain import PIPELINE_ID, RoutedChain
+from ragft_plugin.langchain.chat_lora import ChatLora
 from ragft_plugin.pipeline import Pipeline
 
-OURS: tuple[type[Serializable], ...] = (RoutedChain,)
+OURS: tuple[type[Serializable], ...] = (ChatLora, RoutedChain)
 
 
-def load(data: Any, *, pipeline: Pipeline, allowed: Iterable[type[Serializable]] = ()) -> Any:
+def load(
+    data: Any, *, pipeline: Pipeline | None = None, backend: Any = None, allowed: Iterable[type[Serializable]] = ()
+) -> Any:
     """The runnable that was dumped.
 
     Args:
         data: what ``dumpd`` returned.
         pipeline: put into every routed component.
+        backend: put into every ``ChatLora``; None takes the folder that ``RAGFT_BACKEND`` names.
         allowed: further classes that the data may name; those of langchain-core and of this package may always be
             named. Load no data from strangers.
 
@@ -35,11 +41,12 @@ def load(data: Any, *, pipeline: Pipeline, allowed: Iterable[type[Serializable]]
     """
     classes = [*OURS, *allowed]
     paths = {tuple(one.lc_id()): (*one.__module__.split("."), one.__name__) for one in classes}
+    alive: dict[str, Any] = {PIPELINE_ID: pipeline, BACKEND_ENV: backend or os.environ.get(BACKEND_ENV)}
     with suppress_langchain_beta_warning():
         return load_any(
             data,
             allowed_objects="core",
             additional_import_mappings=paths,
-            secrets_map={PIPELINE_ID: pipeline},  # type: ignore[dict-item]  # the map is for values kept out of the data
+            secrets_map={name: value for name, value in alive.items() if value is not None},
             valid_namespaces=sorted({one.__module__.partition(".")[0] for one in classes}),
         )

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_async_callback_manager_for_config, get_callback_manager_for_config
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.course import Course, Generate, Retrieve, adrive, astream
+from ragft_plugin.course import Generate, Retrieve, aperform, astream
 from ragft_plugin.langchain.documents import document_from
 from ragft_plugin.langchain.generators import ChatModelGenerator
 from ragft_plugin.langchain.retrievers import RunnableRetriever
@@ -63,7 +63,7 @@ class TracedGenerator:
             for name, (config, asked) in ((_serialized(self.generator), one) for one in self._started(prompts, options))
         ]
         try:
-            made: list[Generation] = await adrive(_done(Generate(self._arm, list(prompts), options)))
+            made: list[Generation] = await aperform(Generate(self._arm, list(prompts), options))
         except BaseException as error:
             for run in runs:
                 await run.on_llm_error(error)
@@ -159,8 +159,7 @@ class TracedRetriever:
             for query, config in zip(queries, _configs(queries), strict=True)
         ]
         try:
-            work = Retrieve(self.retriever, list(queries), k, filter)
-            found: list[list[Passage]] = await adrive(_done(work))
+            found: list[list[Passage]] = await aperform(Retrieve(self.retriever, list(queries), k, filter))
         except BaseException as error:
             for run in runs:
                 await run.on_retriever_error(error)
@@ -205,7 +204,3 @@ def _result(made: Generation) -> LLMResult:
 
 def _chunk(piece: str) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=AIMessageChunk(content=piece))
-
-
-def _done(work: Generate | Retrieve) -> Course[Any]:
-    return (yield work)

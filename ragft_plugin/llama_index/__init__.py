@@ -119,7 +119,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(("llama_index", "workflows")):
+        # Only the package itself: a module missing inside it is another version's, and its own error says which.
+        if error.name not in {"llama_index", "llama_index.core", "workflows"}:
             raise
         raise MissingExtraError("llama-index-core", "llama-index") from error
 

@@ -17,7 +17,7 @@ from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChat
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.course import Course, Generate, Retrieve, adrive, astream
+from ragft_plugin.course import Generate, Retrieve, aperform, astream
 from ragft_plugin.llama_index.engine_arms import EngineGenerator, EngineRetriever
 from ragft_plugin.llama_index.events import dispatcher
 from ragft_plugin.llama_index.generators import LLMGenerator, SynthesizerGenerator
@@ -59,7 +59,7 @@ class TracedGenerator:
     async def agenerate(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
         """As the generator's own, or in a thread where it has none."""
         with _Answers(self, prompts, options) as answers:
-            return answers.end(await adrive(_done(Generate(self._arm, list(prompts), options))))
+            return answers.end(await aperform(Generate(self._arm, list(prompts), options)))
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """As the generator's own."""
@@ -100,7 +100,7 @@ class TracedRetriever:
     @dispatcher.span
     async def aretrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
         """As the retriever's own, or in a thread where it has none."""
-        found: list[list[Passage]] = await adrive(_done(Retrieve(self.retriever, list(queries), k, filter)))
+        found: list[list[Passage]] = await aperform(Retrieve(self.retriever, list(queries), k, filter))
         return self._told(queries, found)
 
     def _told(self, queries: Sequence[str], found: list[list[Passage]]) -> list[list[Passage]]:
@@ -149,7 +149,3 @@ class _Answers:
             event.on_end(payload={EventPayload.MESSAGES: asked, EventPayload.RESPONSE: response})
             dispatcher.event(LLMChatEndEvent(messages=asked, response=response))
         return made
-
-
-def _done(work: Generate | Retrieve) -> Course[Any]:
-    return (yield work)
