@@ -9,6 +9,13 @@ from ragft_plugin.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ragft_plugin.retrieval.chunking import Chunker, Document, deduplicated
+    from ragft_plugin.retrieval.encoder_tuning import (
+        EncoderReport,
+        Positive,
+        positives_from_log,
+        reencode,
+        tune_encoder,
+    )
     from ragft_plugin.retrieval.encoders import HashingEncoder, MiniLMEncoder
     from ragft_plugin.retrieval.imports import faiss_vectors, import_faiss_store, import_index
     from ragft_plugin.retrieval.indexing import IndexReport, Skipped, index_folder
@@ -33,6 +40,7 @@ _HOMES = {
     "Document": "chunking",
     "EmbeddingEncoder": "wrappers",
     "EmbeddingsEncoder": "wrappers",
+    "EncoderReport": "encoder_tuning",
     "HashingEncoder": "encoders",
     "IndexReport": "indexing",
     "KnowledgeBase": "knowledge_base",
@@ -40,6 +48,7 @@ _HOMES = {
     "OnnxEncoder": "onnx_encoder",
     "ParentChunker": "parents",
     "ParentRetriever": "parents",
+    "Positive": "encoder_tuning",
     "Reranked": "reranking",
     "SentenceTransformersEncoder": "wrappers",
     "Skipped": "indexing",
@@ -51,7 +60,10 @@ _HOMES = {
     "import_faiss_store": "imports",
     "import_index": "imports",
     "index_folder": "indexing",
+    "positives_from_log": "encoder_tuning",
     "read_document": "readers",
+    "reencode": "encoder_tuning",
+    "tune_encoder": "encoder_tuning",
 }
 _EXTRA_PACKAGES = {"faiss", "semantic_text_splitter", "tantivy"}
 
@@ -62,6 +74,7 @@ __all__ = [
     "Document",
     "EmbeddingEncoder",
     "EmbeddingsEncoder",
+    "EncoderReport",
     "HashingEncoder",
     "IndexReport",
     "KnowledgeBase",
@@ -69,6 +82,7 @@ __all__ = [
     "OnnxEncoder",
     "ParentChunker",
     "ParentRetriever",
+    "Positive",
     "Reranked",
     "SentenceTransformersEncoder",
     "Skipped",
@@ -80,7 +94,10 @@ __all__ = [
     "import_faiss_store",
     "import_index",
     "index_folder",
+    "positives_from_log",
     "read_document",
+    "reencode",
+    "tune_encoder",
 ]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from ragft_plugin.errors import ConfigError, DataError
 from ragft_plugin.evaluation.answers import contains
 from ragft_plugin.evaluation.intervals import Interval, paired_bootstrap
+from ragft_plugin.evaluation.outcome import Outcome
 from ragft_plugin.evaluation.ranking import hit, reciprocal_rank
 from ragft_plugin.retrieval.encoder_model import load_model, train_model, weights_fingerprint
 from ragft_plugin.retrieval.encoders import unit
@@ -87,17 +88,20 @@ class EncoderReport:
         return SentenceTransformersEncoder(load_model(self.folder), fingerprint=self.fingerprint)
 
 
-def positives_from_log(rows: Sequence[Mapping[str, Any]], *, least: float = 1.0, first: int = 1) -> list[Positive]:
+def positives_from_log(
+    rows: Iterable[Outcome | Mapping[str, Any]], *, least: float = 1.0, first: int = 1
+) -> list[Positive]:
     """Positives from outcomes: queries that an arm with retrieval answered well, with its first passages.
 
     Args:
-        rows: outcomes as ``read_outcomes`` and ``ragft run-arms`` have them: ``query``, ``passages``, ``reward`` per
-            arm, and perhaps ``gold``.
+        rows: outcomes, as ``read_outcomes(path).rows`` or ``DecisionLog.outcomes().rows`` give them, or mappings
+            with ``query``, ``passages``, ``reward`` per arm, and perhaps ``gold``.
         least: reward from which an answer counts as good.
         first: how many of the first passages are taken where there is no gold answer to look for.
     """
     found = []
-    for row in rows:
+    for outcome in rows:
+        row = outcome if isinstance(outcome, Mapping) else outcome.model_dump()
         passages = row.get("passages") or []
         good = any(
             arm.startswith("rag") and r is not None and r >= least for arm, r in (row.get("reward") or {}).items()

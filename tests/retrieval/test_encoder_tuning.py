@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ragft_plugin.errors import ConfigError, DataError, StoreError
+from ragft_plugin.evaluation import Outcomes
 from ragft_plugin.retrieval import KnowledgeBase
 from ragft_plugin.retrieval.encoder_model import weights_fingerprint
 from ragft_plugin.retrieval.encoder_tuning import Positive, positives_from_log, reencode, tune_encoder
@@ -128,7 +129,12 @@ def test_positives_come_from_good_answers_of_arms_that_retrieve() -> None:
         {"query": "d", "passages": [{"id": "5", "text": "x"}], "reward": {"rag": 1.0}, "gold": ["gold"]},
         {"query": "e", "reward": {"rag": 1.0}},
     ]  # fmt: skip
-    assert positives_from_log(rows) == [Positive("a", "2", ("gold",)), Positive("b", "3")]
+    wanted = [Positive("a", "2", ("gold",)), Positive("b", "3")]
+    assert positives_from_log(rows) == wanted
+    logged = Outcomes.from_rows(
+        [{**row, "query_id": row["query"], "cost": dict.fromkeys(row["reward"], 1.0)} for row in rows]
+    )
+    assert positives_from_log(logged.rows) == wanted
 
 
 def test_mistakes_are_named(model: Any, tmp_path: Path) -> None:
