@@ -165,7 +165,7 @@ class Worker:
             self._abandon()
 
     def _admit(self, arrivals: Sequence[Request]) -> None:
-        groups: dict[object, list[Row]] = {}
+        groups: dict[tuple[object, str | None], list[Row]] = {}
         for request in arrivals:
             if self._over(request):
                 continue
@@ -176,10 +176,20 @@ class Worker:
                 continue
             # Rows that cannot be joined are batches of their own.
             key: object = (self._mixed or row.adapter) if self._network.joins else row
-            groups.setdefault(key, []).append(row)
-        for key, rows in groups.items():
-            for portion in portions(rows, most=self._max_prefill, overhead=self._network.overhead):
-                self._prefill(key, portion)
+            groups.setdefault((key, row.adapter), []).append(row)
+        # Also rows that are going to be written mixed are read by adapter, unless they are too few for a pass of their
+        # own: reading gains nothing from mixing, and what they have in common is read once.
+        few: list[Row] = []
+        for (key, _), rows in groups.items():
+            if key is True and sum(row.length for row in rows) < self._network.overhead:
+                few += rows
+                continue
+            self._read(key, rows)
+        self._read(True, few)
+
+    def _read(self, key: object, rows: Sequence[Row]) -> None:
+        for portion in portions(rows, most=self._max_prefill, overhead=self._network.overhead):
+            self._prefill(key, portion)
 
     def _prefill(self, key: object, rows: list[Row]) -> None:
         batch = self._batches.get(key) or Batch(self._network, self._forward)

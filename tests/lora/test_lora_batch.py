@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +87,29 @@ def test_portions_hold_rows_of_like_length() -> None:
     made = portions(rows, most=100, overhead=200)
     assert [[r.length for r in portion] for portion in made] == [[3, 4, 5], [48, 49], [50]]
     assert [[r.length for r in portion] for portion in portions([row([1] * 70)], most=10, overhead=0)] == [[70]]
+
+
+def test_rows_that_are_written_mixed_are_read_by_adapter(base_folder: Path, adapter_folders: dict[str, Path]) -> None:
+    passes: list[tuple[int, tuple[int, ...]]] = []
+    with LoraModel.load(base_folder, batching="mixed") as model:
+        for name in ("red", "green"):
+            model.load_adapter(name, adapter_folders[name])
+        forward = model.worker.forward
+
+        def counting(adapters: Any, **inputs: Any) -> Any:
+            passes.append((len(set(adapters)), tuple(inputs["input_ids"].shape)))
+            return forward(adapters, **inputs)
+
+        model.worker.forward = counting  # type: ignore[method-assign]
+        options = Options(max_new_tokens=4)
+        requests = [Request(START + end, name, options) for name in ("red", "green") for end in ENDS]
+        few = [Request([9, 8, 7], None, options), Request([9, 8], "red", options)]
+        model.worker.submit([*requests, few[0]])
+        for request in (*requests, few[0]):
+            request.future.result(60)
+        assert passes[:5] == [(1, (1, 60)), (1, (4, 6)), (1, (1, 60)), (1, (4, 6)), (1, (1, 3))]
+        assert (3, (9, 1)) in passes[5:]
+        passes.clear()
+        model.worker.submit([Request([9, 8, 7], None, options), few[1]])  # too few for passes of their own
+        few[1].future.result(60)
+        assert passes[0] == (2, (2, 3))

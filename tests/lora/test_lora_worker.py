@@ -19,6 +19,8 @@ import torch
 from ragft_plugin.errors import GenerationError, OverloadedError, PartialAnswerError
 from ragft_plugin.lora import LoraModel
 from ragft_plugin.lora.batch import Batch
+from ragft_plugin.lora.options import Options
+from ragft_plugin.lora.request import Request
 from ragft_plugin.prompts import closed_book, open_book
 from ragft_plugin.types import Generation, Passage, Prompt
 
@@ -76,16 +78,17 @@ def ask(model: LoraModel, arm: str | None, n: int, **options: Any) -> Generation
     return generator.generate([some_prompt(n)], **options)[0]
 
 
+@pytest.mark.parametrize(("times", "threads"), [(4, 32), pytest.param(25, 64, marks=pytest.mark.slow)])
 def test_mixed_requests_of_many_threads_are_answered_as_serial_ones(
-    model: LoraModel, serial: dict[tuple[str | None, int], Generation]
+    model: LoraModel, serial: dict[tuple[str | None, int], Generation], times: int, threads: int
 ) -> None:
-    jobs = [(arm, n) for arm in ARMS for n in range(20)] * 4
+    jobs = [(arm, n) for arm in ARMS for n in range(20)] * times
     random.Random(0).shuffle(jobs)
-    with ThreadPoolExecutor(32) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         answers = list(pool.map(lambda job: ask(model, *job), jobs))
     assert all(same(got, serial[job]) for got, job in zip(answers, jobs, strict=True))
     exact = sum(got.text == serial[job].text for got, job in zip(answers, jobs, strict=True))
-    assert exact >= len(jobs) - 2
+    assert exact >= len(jobs) - len(jobs) // 160
 
 
 @pytest.mark.parametrize("batching", ["grouped", "mixed"])
@@ -124,10 +127,11 @@ def test_a_fault_of_the_worker_itself_fails_who_is_there_and_serves_who_comes(
     assert "the worker failed" in caplog.text
 
 
+@pytest.mark.parametrize(("requests", "threads"), [(160, 24), pytest.param(2000, 64, marks=pytest.mark.slow)])
 def test_cancellations_and_faults_fail_only_what_they_hit(
-    model: LoraModel, serial: dict[tuple[str | None, int], Generation]
+    model: LoraModel, serial: dict[tuple[str | None, int], Generation], requests: int, threads: int
 ) -> None:
-    """A quarter of the requests is cancelled, some are poisoned; the others do not notice."""
+    """A fifth of the requests is cancelled, a tenth is poisoned; the others do not notice."""
     worker = model.worker
     forward = worker._forward
 
@@ -136,11 +140,8 @@ def test_cancellations_and_faults_fail_only_what_they_hit(
             raise RuntimeError("poison")
         return forward(rows, **inputs)
 
-    from ragft_plugin.lora.options import Options
-    from ragft_plugin.lora.request import Request
-
     def job(number: int) -> str:
-        arm, n = ARMS[number % 4], number % 20
+        arm, n = ARMS[number // 20 % 4], number % 20
         chance = random.Random(number)
         if number % 10 == 3:
             request = Request([5, 6, 0], arm, Options(max_new_tokens=4))
@@ -158,9 +159,10 @@ def test_cancellations_and_faults_fail_only_what_they_hit(
         assert same(ask(model, arm, n), serial[arm, n])
         return "answered"
 
-    with patched(worker, "_forward", poisoned), ThreadPoolExecutor(24) as pool:
-        kinds = list(pool.map(job, range(160)))
-    assert {k: kinds.count(k) for k in set(kinds)} == {"poisoned": 16, "cancelled": 32, "answered": 112}
+    with patched(worker, "_forward", poisoned), ThreadPoolExecutor(threads) as pool:
+        kinds = list(pool.map(job, range(requests)))
+    shares = {"poisoned": requests // 10, "cancelled": requests // 5, "answered": requests * 7 // 10}
+    assert {k: kinds.count(k) for k in set(kinds)} == shares
     assert same(ask(model, "red", 5), serial["red", 5])
 
 
@@ -187,9 +189,6 @@ def test_a_fault_in_a_step_fails_its_group_and_no_other(
 
 
 def test_a_bad_prompt_does_not_fail_those_read_along_with_it(model: LoraModel) -> None:
-    from ragft_plugin.lora.options import Options
-    from ragft_plugin.lora.request import Request
-
     good = [Request(model.renderer.render(some_prompt(n)), None, Options(max_new_tokens=3)) for n in range(4)]
     bad = Request([10**9], None, Options(max_new_tokens=3))  # no such token
     model.worker.submit([*good[:2], bad, *good[2:]])
