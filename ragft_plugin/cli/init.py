@@ -23,12 +23,17 @@ encoder: {encoder}          # hashing (no model) | minilm (extra "embedded") | n
 
 # Made by: ragft train ROWS.jsonl --name NAME
 adapters: {{}}
+# known_until:             # only where the training data are older than the training: NAME: 2026-01-31
 
 # What to choose among; empty: every arm that the above allows (base, rag, adapter:NAME, rag+adapter:NAME).
 arms: []
 
 # Made by: ragft run-arms QUESTIONS.jsonl, then: ragft fit outcomes.jsonl
 router: router
+
+# Decisions are recorded here (a SQLite file or an SQLAlchemy URL) to learn from: ragft fit --log decisions.sqlite
+# log: decisions.sqlite
+exploration: 0.0           # share of queries left to chance, so that a log can be learnt from; try 0.05
 
 k: 3
 cost_weight: 0.0           # reward given up per unit of cost
