@@ -36,8 +36,14 @@ def train_model(
         learning_rate: the highest.
         seed: of order and dropout.
         progress: called with (steps done, steps in all).
+
+    Raises:
+        MissingExtraError: if the package that holds the data is not installed.
     """
-    from datasets import Dataset
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise MissingExtraError("datasets", "train") from error
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     with quiet():  # version 6 has them in other modules, and still says so of the old ones
@@ -90,7 +96,7 @@ def load_model(model: Any) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise MissingExtraError("sentence-transformers", "train") from error
+        raise MissingExtraError("sentence-transformers", "sentence-transformers") from error
 
     if not isinstance(model, str | Path):
         return copy.deepcopy(model)
