@@ -91,13 +91,13 @@ def test_an_adapter_that_is_no_better_is_refused_and_the_flag_is_named(told: Tol
 
 
 def test_the_learning_curve_is_a_table_or_json(told: Told, tmp_path: Path) -> None:
-    words = ["rows.jsonl", "--learning-curve", "--rows", "4,1", "--max-steps", "1", "--score", "f1"]
-    shown = told(*words).splitlines()
+    words = ["rows.jsonl", "--learning-curve", "--max-steps", "1", "--score", "f1", "--rows"]
+    shown = told(*words, "4").splitlines()
     assert shown[0] == "reward: mean f1, with its 95 % interval"
-    assert [line.split()[0] for line in shown[2:6]] == ["base", "few-shot", "adapter", "adapter"]
-    found = json.loads(told(*words, "--json"))
+    assert [line.split()[:2] for line in shown[2:5]] == [["base", "0"], ["few-shot", "4"], ["adapter", "4"]]
+    found = json.loads(told(*words, "1", "--json"))
     train = len(ROWS) - round(0.2 * len(ROWS))
-    assert [p["rows"] for p in found["points"]] == [0, 4, 4, train]
+    assert [p["rows"] for p in found["points"]] == [0, 4, train]
     assert found["held_out"] == len(ROWS) - train
     assert {"value", "low", "high", "level"} == set(found["points"][2]["reward"])
     assert not (tmp_path / "adapters").exists()

@@ -27,7 +27,9 @@ ROWS = [
     {"question": f"what is the {x} pump?", "answer": f"{y} {z}"}
     for x, y, z in zip(WORDS[::2], WORDS[1::2], WORDS[5::2], strict=False)
 ]
-ADAPTERS = ["lora", "dora", "rslora", "dora+rslora", "qlora", "pissa", "olora"]
+# What each of these does by itself, "dora+rslora" does too.
+SINGLY = [pytest.param(method, marks=pytest.mark.slow) for method in ("lora", "dora", "rslora")]
+ADAPTERS = [*SINGLY, "dora+rslora", "qlora", "pissa", "olora"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,8 @@ def test_a_method_learns_and_what_is_saved_computes_what_was_trained(
     # In 4 bits the base itself is rounded: what is served is nearer to what was trained than the base is, and on a
     # base that is rounded the same way it is the same.
     assert (got - wanted).abs().mean() < 0.7 * (plain - wanted).abs().mean()
-    again = PeftModel.from_pretrained(load_quantized(base_folder, device="cpu").model, tmp_path / FINAL)
+    with quiet():
+        again = PeftModel.from_pretrained(load_quantized(base_folder, device="cpu").model, tmp_path / FINAL)
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits.log_softmax(-1)[0], expected, atol=2e-4, rtol=0)
 
@@ -175,6 +178,7 @@ def test_the_conversion_is_the_difference_of_the_products() -> None:
     torch.testing.assert_close(new["q.lora_B.weight"] @ new["q.lora_A.weight"], b @ a - b0 @ a0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_the_same_steps_as_trls_trainer(base_folder: Path, tmp_path: Path) -> None:
     """Rows that are rendered and masked already leave nothing to TRL's trainer that transformers' does not do."""
