@@ -337,7 +337,7 @@ class KnowledgeBase:
             return writer.compact(index)
 
     def stats(self) -> dict[str, Any]:
-        """Return counts, sizes in bytes, and how it is indexed."""
+        """Return counts, sizes on disk and in memory in bytes, and how it is indexed, with the recall measured then."""
         return describe(self._path, self._bound.fingerprint, self._snapshots.current())
 
     def verify(self) -> list[str]:

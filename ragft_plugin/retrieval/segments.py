@@ -90,10 +90,11 @@ def open_segment(folder: Path, record: SegmentRecord, *, patient: bool = False) 
         path = folder / f"{record.name}.{part}.npy"
         try:
             check, size = check_of_file(path, digest)
-            if patient or size < LARGE:
+            if patient or part == "rows" or size < LARGE:
                 check.finish()
             else:
                 running = check
+                running.start()
             array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
         except FileNotFoundError as error:
             raise SegmentMissing(str(path)) from error
@@ -102,8 +103,6 @@ def open_segment(folder: Path, record: SegmentRecord, *, patient: bool = False) 
         if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise StoreError(f"{path} holds {array.dtype} {array.shape}, the catalogue says {dtype} {shape}")
         arrays.append(array)
-    if running is not None:
-        running.start()
     approximate = load(folder.parent / INDEXES, record.name, (record.count, record.dim))
     return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]), approximate, running)
 
