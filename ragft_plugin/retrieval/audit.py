@@ -11,11 +11,15 @@ import json
 import sqlite3
 from contextlib import closing
 
-from ragft_plugin.retrieval.catalogue import SEGMENT_COLUMNS, Catalogue
+from ragft_plugin.retrieval.catalogue import SCHEMA, SEGMENT_COLUMNS, Catalogue
 from ragft_plugin.retrieval.integrity import Check, Stopped
 from ragft_plugin.retrieval.records import SegmentRecord, State, content_hash
 
 LARGE = 32 * 2**20  # bytes; about a tenth of a second to check
+
+
+# A stranger's database could bring triggers and views of its own, a flipped bit another type of column.
+EXPECTED = {statement.strip() for statement in SCHEMA.split(";")} - {""}
 
 
 def check_database(catalogue: Catalogue) -> Check | None:
@@ -29,7 +33,8 @@ def check_database(catalogue: Catalogue) -> Check | None:
         try:
             with closing(catalogue.connect()) as connection:
                 connection.set_progress_handler(stopped, 100_000)
-                lines = [line for (line,) in connection.execute("PRAGMA integrity_check(3)") if line != "ok"]
+                lines = [] if _tables(connection) == EXPECTED else ["its tables are not those of a knowledge base"]
+                lines += [line for (line,) in connection.execute("PRAGMA integrity_check(3)") if line != "ok"]
         except sqlite3.Error as error:
             lines = [] if stopped() else [str(error)]
         if not lines:
@@ -42,6 +47,10 @@ def check_database(catalogue: Catalogue) -> Check | None:
         return None
     check.start()
     return check
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
 
 
 def audit(catalogue: Catalogue) -> tuple[list[str], list[SegmentRecord]]:

@@ -24,7 +24,7 @@ from ragft_plugin.retrieval.records import Record, SegmentRecord, Settings, Stat
 from ragft_plugin.types import Passage
 
 FORMAT = 1
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passages(
     row INTEGER PRIMARY KEY, id TEXT NOT NULL, source TEXT, text TEXT NOT NULL, metadata TEXT NOT NULL,
@@ -64,7 +64,7 @@ class Catalogue:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript("BEGIN;" + _SCHEMA)
+            connection.executescript("BEGIN;" + SCHEMA)
             rows = {"format": FORMAT, "settings": asdict(settings), "state": asdict(State())}
             connection.executemany("INSERT INTO meta VALUES(?,?)", [(k, json.dumps(v)) for k, v in rows.items()])
             connection.execute("COMMIT")

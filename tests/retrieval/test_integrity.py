@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,15 @@ def test_a_bit_flipped_anywhere_in_the_database_hides_no_passage(whole: Path, tm
         assert found == truth or str(path) in error, error
         errors += found is None
     assert errors > 0
+
+
+def test_a_database_that_brings_a_trigger_of_its_own_is_refused(whole: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(whole, tmp_path / "kb"))
+    with closing(sqlite3.connect(path / "knowledge.db")) as database:
+        database.execute("CREATE TRIGGER trap AFTER INSERT ON passages BEGIN DELETE FROM passages; END")
+        database.commit()
+    with pytest.raises(StoreError, match=r"knowledge\.db.*tables are not those"):
+        KnowledgeBase.open(path)
 
 
 @pytest.fixture
