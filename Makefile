@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test check docs cookbook cookbook-check format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/ragft demo
@@ -21,6 +21,13 @@ check: $(VENV)/check.stamp
 
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -d build/site && echo "wrote build/site/index.html"
+
+# Executes the notebooks and writes their outputs into them.
+cookbook: $(VENV)/cookbook.stamp
+	$(BIN)/python scripts/run_cookbook.py
+
+cookbook-check: $(VENV)/cookbook.stamp
+	$(BIN)/python -m pytest -q -m cookbook tests/cookbook
 
 format: $(VENV)/check.stamp
 	$(BIN)/ruff check --fix .
@@ -42,6 +49,9 @@ $(VENV)/check.stamp: $(VENV)/test.stamp requirements-lint.txt
 
 $(VENV)/docs.stamp: $(VENV)/test.stamp requirements-docs.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-docs.txt -c constraints.txt && touch $@
+
+$(VENV)/cookbook.stamp: $(VENV)/test.stamp requirements-cookbook.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-cookbook.txt -c constraints.txt && touch $@
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

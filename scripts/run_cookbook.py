@@ -1,0 +1,130 @@
+"""Execute the notebooks of the cookbook, each in a fresh kernel and an empty folder.
+
+    python scripts/run_cookbook.py                    # all of them; outputs are written into the notebooks
+    python scripts/run_cookbook.py 01 03              # those whose names begin so
+    python scripts/run_cookbook.py --check            # copies; nothing is written
+
+A notebook fails if a cell raises, if it writes to stderr, or if it takes longer than the limit. What differs between
+runs without telling anything (times of execution, versions of the kernel) is left out of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
+
+FOLDER = Path(__file__).resolve().parents[1] / "cookbook"
+LIMIT = 120.0  # seconds
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+def named(prefixes: list[str]) -> list[Path]:
+    """The notebooks whose file names begin with one of the prefixes; all of them if there is none.
+
+    Raises:
+        SystemExit: if a prefix fits no notebook.
+    """
+    every = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
+    for prefix in prefixes:
+        if not any(path.name.startswith(prefix) for path in every):
+            sys.exit(f"no notebook begins with {prefix!r}; there are: {', '.join(path.name for path in every)}")
+    return [path for path in every if not prefixes or path.name.startswith(tuple(prefixes))]
+
+
+def execute(path: Path, limit: float) -> tuple[nbformat.NotebookNode, list[str], float]:
+    """Execute one notebook; its file stays as it is.
+
+    Args:
+        path: the notebook.
+        limit: seconds for the whole of it.
+
+    Returns:
+        The executed notebook, what is wrong with the run, and the seconds that it took.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    faults = []
+    # The kernel is spoken to through sockets in the file system where there are such.
+    settings = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=int(limit),
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            coalesce_streams=True,
+            config=settings,
+        )
+        began = time.perf_counter()
+        try:
+            client.execute(env={**os.environ, **QUIET, "IPYTHONDIR": os.path.join(folder, ".ipython")})
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            faults.append(str(error))
+        seconds = time.perf_counter() - began
+    if seconds > limit:
+        faults.append(f"took {seconds:.0f} s; the limit is {limit:.0f} s")
+    faults += [f"wrote to stderr: {text}" for text in errors_written(notebook)]
+    return plain(notebook), faults, seconds
+
+
+def errors_written(notebook: nbformat.NotebookNode) -> list[str]:
+    """What the cells of a notebook wrote to stderr."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+
+
+def plain(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook without the metadata that differ from run to run and from machine to machine."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({})
+        for output in cell.get("outputs", []):
+            output.pop("transient", None)
+    return notebook
+
+
+def main() -> int:
+    """Execute what was asked for; the exit status is 1 if a notebook failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("prefixes", nargs="*", help="beginnings of file names, such as 01")
+    parser.add_argument("--check", action="store_true", help="execute copies and write nothing")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a notebook may take (default: 120)")
+    asked = parser.parse_args()
+    failed = 0
+    for path in named(asked.prefixes):
+        notebook, faults, seconds = execute(path, asked.limit)
+        failed += bool(faults)
+        print(f"{path.name:<44}{seconds:7.1f} s  {'failed' if faults else 'ok'}", flush=True)
+        for fault in faults:
+            print(fault, file=sys.stderr, flush=True)
+        if not faults and not asked.check:
+            written = path.with_suffix(".ipynb.part")
+            nbformat.write(notebook, written)
+            os.replace(written, path)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
