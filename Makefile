@@ -41,7 +41,7 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 	&& echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp requirements-test.txt
-	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo,documents,embedded,agents,llama-index,community]' \
+	@began=$$(date +%s); $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[demo,documents,train,qlora,onnx,static,sentence-transformers,embedded,agents,llama-index,community]' \
 	-r requirements-test.txt -c constraints.txt && echo "installed in $$(( $$(date +%s) - began )) s" && touch $@
 
 $(VENV)/check.stamp: $(VENV)/test.stamp requirements-lint.txt

@@ -18,7 +18,7 @@ import numpy as np
 from ragft_plugin.assembly import Project
 from ragft_plugin.config import FILE_NAME, Config, read_config
 from ragft_plugin.demo.pocket import ADAPTERS, BASE
-from ragft_plugin.demo.questions import KINDS, Question, Split, documents, questions
+from ragft_plugin.demo.questions import KINDS, TAUGHT_ON, Question, Split, documents, questions
 from ragft_plugin.evaluation.intervals import bootstrap_mean
 from ragft_plugin.evaluation.outcome_table import Outcomes
 from ragft_plugin.evaluation.outcomes import write_outcomes
@@ -38,6 +38,8 @@ encoder: hashing
 adapters:
   facts: {facts}
   tickets: {tickets}
+known_until:
+  facts: {taught_on}  # what it was taught was true until then
 router: router
 k: 3
 generation:
@@ -192,7 +194,9 @@ def _settings(folder: Path, *, retrain: bool, progress: Progress) -> Config:
 
         adapters = retrain_adapters(folder / "adapters", progress)
     paths = {"base": BASE, **adapters}
-    text = SETTINGS.format(**{name: json.dumps(path.absolute().as_posix()) for name, path in paths.items()})
+    text = SETTINGS.format(
+        taught_on=TAUGHT_ON, **{name: json.dumps(path.absolute().as_posix()) for name, path in paths.items()}
+    )
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
     return read_config(folder)
 
