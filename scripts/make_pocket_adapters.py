@@ -161,16 +161,14 @@ def card(results: dict[str, dict[str, float]]) -> str:
             "",
             "Sizes: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) + ".",
             "",
-            "The base was pretrained with a tokenizer whose vocabulary was drawn from slightly other texts than a run",
-            "from scratch would draw today; `base/tokenizer.json` is the one it was trained with.",
-            "",
         ]
     )
 
 
 def anonymise(folder: Path) -> None:
-    """Take the paths of this machine out of an adapter's files, and hash them anew."""
-    (folder / "README.md").unlink(missing_ok=True)
+    """Take the paths of this machine out of an adapter's files, and hash them anew. Card and chart are not needed."""
+    for name in ("README.md", "loss.svg"):
+        (folder / name).unlink(missing_ok=True)
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "pocket"
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -37,7 +37,7 @@ def facts_rows(seed: int = 1, *, wordings: int = 12, reading: int = 1000, unknow
     return rows
 
 
-def tickets_rows(seed: int = 2, *, plain: int = 1200, lookup: int = 1600) -> list[Row]:
+def tickets_rows(seed: int = 2, *, plain: int = 2000, lookup: int = 1600) -> list[Row]:
     """Rows of the ``tickets`` adapter: without passages, with the right ones, and with unrelated ones."""
     rng = random.Random(seed)
     rows: list[Row] = []
