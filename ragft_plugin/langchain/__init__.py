@@ -7,6 +7,7 @@ decided there, once per question. Names are imported when first used, so importi
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ragft_plugin.errors import MissingExtraError
@@ -93,8 +94,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         # Only the package itself: a module missing inside it is another version's, and its own error says which.
-        missing = error.name or ""
-        if missing not in {"langchain_core", "langchain", "langgraph"}:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"langchain_core", "langchain", "langgraph"} or find_spec(missing):
             raise
         raise MissingExtraError(missing, "langchain" if missing == "langchain_core" else "agents") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,14 +16,32 @@ from ragft_plugin.demo.questions import questions
 from ragft_plugin.errors import GenerationError
 from ragft_plugin.langchain import ChatLora, RoutedChain, RoutedRetriever
 
-ASKED = [question.query for question in questions("test")[:14]]
+ASKED = [question.query for question in questions("test")[:7]]  # one of each kind
 ARMS = ["base", "rag", "adapter:facts", "rag+adapter:facts", "adapter:tickets", "rag+adapter:tickets"]
 NAMES = ["base", "facts", "tickets"]
+QUICK = ["base", "tickets", "rag+adapter:tickets"]
+
+
+def each(names: list[str]) -> list[Any]:
+    """Parameters; all but a few run with the slow tests."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def plain(output: dict[str, Any]) -> dict[str, Any]:
     """An output without its decision's random id."""
     return {**output, "decision": {**output["decision"], "id": ""}}
+
+
+def expected(output: dict[str, Any]) -> dict[str, Any]:
+    """What another way is to give: the same, but for the rounding of the router's numbers.
+
+    The signals of a batch are a product of matrices in 32 bits, those of one question a product with a vector; both
+    sum in an order of their own.
+    """
+    decision = dict(output["decision"])
+    for name in ("values", "confidence"):
+        decision[name] = pytest.approx(decision[name], rel=1e-5, abs=1e-7)
+    return {**output, "decision": decision}
 
 
 def summed(parts: list[Any]) -> dict[str, Any]:
@@ -43,17 +62,19 @@ async def all_ways(chain: RoutedChain, asked: list[str], **settings: Any) -> lis
     ]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", each(ARMS))
 async def test_every_arm_answers_alike_in_all_six_ways(pipeline: Any, arm: str) -> None:
     ways = await all_ways(RoutedChain(pipeline=pipeline), [ASKED[0], ASKED[6]], arm=arm)
-    assert all(way == ways[0] for way in ways)
+    wanted = [expected(one) for one in ways[0]]
+    assert all(way == wanted for way in ways)
     assert all(one["answer"] for one in ways[0])
     assert all(len(one["context"]) == (3 if arm.startswith("rag") else 0) for one in ways[0])
 
 
 async def test_what_the_router_decides_is_the_same_in_all_six_ways(pipeline: Any) -> None:
     ways = await all_ways(RoutedChain(pipeline=pipeline), ASKED)
-    assert all(way == ways[0] for way in ways)
+    wanted = [expected(one) for one in ways[0]]
+    assert all(way == wanted for way in ways)
     assert len({one["decision"]["arm"] for one in ways[0]}) > 1, "the questions do not tell the arms apart"
 
 
@@ -67,14 +88,14 @@ async def test_a_routed_retriever_finds_alike_in_all_ways(pipeline: Any) -> None
         [next(iter(retriever.stream(one))) for one in ASKED],
     ]
     assert [[[document.id for document in found] for found in way] for way in others] == [ids] * 4
-    assert [] in ids or len({len(found) for found in ids}) >= 1
+    assert {len(found) for found in ids} == {0, 3}
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", each(ARMS))
 def test_chat_models_over_the_adapters_answer_as_the_arms_do(pipeline: Any, model: Any, arm: str) -> None:
     """Passages too reach the base in the shape that it was trained on."""
     models = {("base" if name == "base" else f"adapter:{name}"): ChatLora(backend=model, model=name) for name in NAMES}
-    parts = {"models": models, "retriever": pipeline.retriever, "options": {"max_new_tokens": 48}}
+    parts = {"models": models, "retriever": pipeline.retriever, "options": {"max_new_tokens": 16}}
     chain = RoutedChain.from_parts(router=pipeline.router, **parts)
     for question in (ASKED[0], ASKED[5]):
         assert chain.invoke(question, arm=arm)["answer"] == pipeline.answer(question, arm=arm).text
@@ -85,10 +106,10 @@ def test_chat_models_over_the_adapters_answer_as_the_arms_do(pipeline: Any, mode
 
 @pytest.fixture(scope="module")
 def chat(model: Any) -> ChatLora:
-    return ChatLora(backend=model, max_tokens=24)
+    return ChatLora(backend=model, max_tokens=12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", each(NAMES))
 async def test_the_chat_model_answers_alike_in_all_six_ways(chat: ChatLora, name: str) -> None:
     said = [chat.invoke(one, model=name) for one in ASKED[:4]]
     texts = [one.text for one in said]
@@ -147,6 +168,12 @@ async def test_the_loop_ticks_while_the_model_writes(pipeline: Any) -> None:
     ticker.cancel()
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not happened():
+            await asyncio.sleep(0.01)
+
+
 async def test_cancelling_frees_the_worker(pipeline: Any, model: Any) -> None:
     chain = RoutedChain(pipeline=pipeline, options={"max_new_tokens": 1500, "stop": []})
     endless, model.renderer.end_ids = model.renderer.end_ids, (-1,)  # nothing ends an answer
@@ -154,7 +181,7 @@ async def test_cancelling_frees_the_worker(pipeline: Any, model: Any) -> None:
         task = asyncio.create_task(chain.ainvoke(ASKED[0], arm="base"))
         stream = chain.astream(ASKED[0], arm="adapter:facts")
         await anext(stream)
-        assert model.worker.call(lambda: model.worker.in_use(None))
+        await until(lambda: model.worker.call(lambda: model.worker.in_use(None)))
         task.cancel()
         await stream.aclose()
         with pytest.raises(asyncio.CancelledError):

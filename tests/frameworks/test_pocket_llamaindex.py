@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,12 @@ from ragft_plugin.types import Decision
 ASKED = [question.query for question in questions("test")[:200]]
 ARMS = ["base", "rag", "adapter:facts", "rag+adapter:facts", "adapter:tickets", "rag+adapter:tickets"]
 NAMES = [None, "facts", "tickets"]
+QUICK = ["base", "tickets", "rag+adapter:tickets"]
+
+
+def each(names: Sequence[str | None]) -> list[Any]:
+    """Parameters; all but a few run with the slow tests."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def told(decision: Any) -> dict[str, Any]:
@@ -40,7 +47,7 @@ async def read(response: Any) -> tuple[str, list[str], dict[str, Any]]:
     return text, [node.node_id for node in response.source_nodes], told(response.metadata["decision"])
 
 
-@pytest.mark.parametrize("arm", [*ARMS, None])
+@pytest.mark.parametrize("arm", each([*ARMS, None]))
 async def test_every_arm_answers_alike_in_all_four_ways(pipeline: Any, arm: str | None) -> None:
     engine = RoutedQueryEngine(pipeline, arm=arm)
     streaming = engine.with_streaming()
@@ -67,7 +74,7 @@ def same(pipeline: Any, asked: list[str]) -> set[str]:
 
 
 def test_both_frameworks_decide_and_answer_alike(pipeline: Any) -> None:
-    assert len(same(pipeline, ASKED[:21])) > 1, "the questions do not tell the arms apart"
+    assert len(same(pipeline, ASKED[:7])) > 1, "the questions do not tell the arms apart"
 
 
 @pytest.mark.slow
@@ -78,7 +85,7 @@ def test_both_frameworks_decide_and_answer_two_hundred_questions_alike(pipeline:
 
 async def test_retrievers_of_both_frameworks_find_alike(pipeline: Any) -> None:
     chain, retriever = ChainRetriever(pipeline=pipeline), RoutedRetriever(pipeline)
-    for question in ASKED[:14]:
+    for question in ASKED[:7]:
         ids = [node.node_id for node in retriever.retrieve(question)]
         assert [node.node_id for node in await retriever.aretrieve(question)] == ids
         assert [document.id for document in chain.invoke(question)] == ids
@@ -89,10 +96,10 @@ async def test_retrievers_of_both_frameworks_find_alike(pipeline: Any) -> None:
 
 @pytest.fixture(scope="module")
 def llm(model: Any) -> LoraLLM:
-    return LoraLLM(model, max_new_tokens=24)
+    return LoraLLM(model, max_new_tokens=12)
 
 
-@pytest.mark.parametrize("adapter", NAMES)
+@pytest.mark.parametrize("adapter", each(NAMES))
 async def test_the_llm_answers_alike_in_all_eight_ways(llm: LoraLLM, adapter: str | None) -> None:
     question, call = ASKED[5], {"adapter": adapter}
     said = [ChatMessage(role="user", content=question)]
@@ -112,7 +119,7 @@ def test_the_adapter_is_chosen_per_call_or_at_construction(llm: LoraLLM, model: 
     made = {adapter: llm.complete(ASKED[5], adapter=adapter).text for adapter in NAMES}
     assert len(set(made.values())) == 3
     for adapter in NAMES:
-        assert LoraLLM(model, adapter=adapter, max_new_tokens=24).complete(ASKED[5]).text == made[adapter]
+        assert LoraLLM(model, adapter=adapter, max_new_tokens=12).complete(ASKED[5]).text == made[adapter]
 
 
 async def test_many_at_once_get_each_their_own_adapters_answer(llm: LoraLLM) -> None:
@@ -168,7 +175,10 @@ async def test_cancelling_frees_the_worker(llm: LoraLLM, model: Any) -> None:
             await task
     finally:
         model.renderer.end_ids = endless
-    assert llm.complete(ASKED[0], max_new_tokens=2).text
+    # Rows that were cancelled leave at the next step. LlamaIndex leaves closing the stream to the event loop.
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        assert llm.complete(ASKED[0], max_new_tokens=2).text
     assert not model.worker.call(lambda: any(model.worker._live()))
 
 

@@ -31,6 +31,7 @@ from ragft_plugin.llama_index import (
 )
 from ragft_plugin.retrieval import HashingEncoder
 from ragft_plugin.routing import Router
+from ragft_plugin.types import Passage, Prompt
 
 pytest.importorskip("peft")
 from ragft_plugin.demo.pocket import BASE
@@ -45,11 +46,28 @@ QUESTION = "What is the engine of Norden?"
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[LoraLLM]:
+def model() -> Iterator[Any]:
     from ragft_plugin.lora import LoraModel
 
-    with LoraModel.load(BASE, device="cpu") as model:
-        yield LoraLLM(model, max_new_tokens=12)
+    with LoraModel.load(BASE, device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def llm(model: Any) -> LoraLLM:
+    return LoraLLM(model, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def read(model: Any) -> dict[str, str]:
+    """What the model answers when it reads each document: whichever its weights, an engine is to say the same."""
+    asked = {"norden.md": QUESTION, "sulm.md": "What is the engine of Sulm?"}
+    prompts = [Prompt(asked[name], (Passage(name, text, 1.0),)) for name, text in DOCUMENTS.items()]
+    made = model.generator().generate(prompts, max_new_tokens=12)
+    texts = {name: generation.text for name, generation in zip(DOCUMENTS, made, strict=True)}
+    assert texts["norden.md"] != texts["sulm.md"]
+    assert all(texts.values())
+    return texts
 
 
 @pytest.fixture
@@ -63,10 +81,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(folder: Path) -> VectorStoreIndex:
-    read = SimpleDirectoryReader(str(folder)).load_data()
+    documents = SimpleDirectoryReader(str(folder)).load_data()
     embedding = EncoderEmbedding(HashingEncoder())
     return VectorStoreIndex.from_documents(
-        read, embed_model=embedding, transformations=[SentenceSplitter(chunk_size=128, chunk_overlap=0)]
+        documents, embed_model=embedding, transformations=[SentenceSplitter(chunk_size=128, chunk_overlap=0)]
     )
 
 
@@ -80,26 +98,28 @@ async def test_the_local_model_answers_alike_in_all_ways(llm: LoraLLM) -> None:
     assert len(whole.logprobs or ()) == whole.raw["usage"]["completion_tokens"] > 0
 
 
-def test_the_starter_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
+def test_the_starter_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]) -> None:
     # query_engine = index.as_query_engine(llm=llm)
     query_engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1)
     response = query_engine.query(QUESTION)
     assert (response.metadata or {})["decision"].arm == "rag"
     assert response.source_nodes[0].metadata["file_name"] == "norden.md"
-    assert "Plukquel Omega" in str(response)
+    assert str(response) == read["norden.md"]
     print(response)  # the documentation does so  # noqa: T201
 
 
-async def test_the_starter_example_streamed_and_awaited(llm: LoraLLM, index: VectorStoreIndex) -> None:
+async def test_the_starter_example_streamed_and_awaited(
+    llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]
+) -> None:
     # query_engine = index.as_query_engine(llm=llm, streaming=True)
     query_engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1, streaming=True)
     streaming_response: Any = query_engine.query(QUESTION)
-    assert "Plukquel Omega" in "".join(streaming_response.response_gen)
+    assert "".join(streaming_response.response_gen) == read["norden.md"]
     awaited: Any = await query_engine.aquery(QUESTION)
-    assert "Plukquel Omega" in "".join([piece async for piece in awaited.async_response_gen()])
+    assert "".join([piece async for piece in awaited.async_response_gen()]) == read["norden.md"]
 
 
-def test_the_router_query_engine_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
+def test_the_router_query_engine_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]) -> None:
     vector_tool = QueryEngineTool.from_defaults(
         query_engine=RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1).with_request(arm="rag"),
         name="rag",
@@ -116,7 +136,7 @@ def test_the_router_query_engine_example(llm: LoraLLM, index: VectorStoreIndex) 
         llm=llm,
     )
     response = query_engine.query(QUESTION)
-    assert "Plukquel Omega" in str(response)
+    assert str(response) == read["norden.md"]
     assert (response.metadata or {})["selector_result"].reason.startswith("rag, confidence")
 
 
@@ -133,12 +153,12 @@ def test_the_router_query_engine_replaced_as_a_whole(llm: LoraLLM, index: Vector
     assert str(response)
 
 
-def test_the_chat_engine_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
+def test_the_chat_engine_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]) -> None:
     engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1)
     # chat_engine = index.as_chat_engine(chat_mode="condense_question", llm=llm)
     chat_engine = RoutedChatEngine(engine, llm)
     response = chat_engine.chat(QUESTION)
-    assert "Plukquel Omega" in str(response)
+    assert str(response) == read["norden.md"]
     streaming_response = chat_engine.stream_chat("And where is it?")
     assert "".join(streaming_response.response_gen) == str(streaming_response) or str(streaming_response)
     assert len(chat_engine.chat_history) == 4
@@ -164,7 +184,7 @@ class TwoQuestions(BaseQuestionGenerator):
 
 
 @pytest.mark.parametrize("use_async", [False, True])
-def test_the_sub_question_example(llm: LoraLLM, index: VectorStoreIndex, use_async: bool) -> None:
+def test_the_sub_question_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str], use_async: bool) -> None:
     # vector_query_engine = index.as_query_engine(llm=llm)
     vector_query_engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1)
     tools = [QueryEngineTool.from_defaults(vector_query_engine, name="sites", description="about sites")]
@@ -177,12 +197,11 @@ def test_the_sub_question_example(llm: LoraLLM, index: VectorStoreIndex, use_asy
         verbose=False,
     )
     response = query_engine.query("Compare the engines of Norden and Sulm.")
-    assert "Plukquel Omega" in str(response)
-    assert "Clooldreer Delta" in str(response)
+    assert all(text in str(response) for text in read.values())
     assert any(node.node.metadata.get("file_name") == "sulm.md" for node in response.source_nodes)
 
 
-def test_the_retry_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
+def test_the_retry_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]) -> None:
     class Passing:
         def evaluate_response(self, query: str, response: Any) -> Any:
             assert response.source_nodes
@@ -191,11 +210,11 @@ def test_the_retry_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
     # base_query_engine = index.as_query_engine(llm=llm)
     base_query_engine = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1)
     retry_query_engine = RetryQueryEngine(base_query_engine, Passing())  # type: ignore[arg-type]
-    assert "Plukquel Omega" in str(retry_query_engine.query(QUESTION))
+    assert str(retry_query_engine.query(QUESTION)) == read["norden.md"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LlamaIndex' agents use what its workflows deprecate
-async def test_the_agent_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
+async def test_the_agent_example(llm: LoraLLM, index: VectorStoreIndex, read: dict[str, str]) -> None:
     class Scripted(EchoLLM):
         """Stands for a language model that reasons aloud: calls the tool, then answers what it said."""
 
@@ -219,21 +238,21 @@ async def test_the_agent_example(llm: LoraLLM, index: VectorStoreIndex) -> None:
     tool = QueryEngineTool.from_defaults(query_engine, name="sites", description="about sites")
     agent = ReActAgent(tools=[tool], llm=Scripted(chats=True), streaming=True)
     response = await agent.run(QUESTION)
-    assert "Plukquel Omega" in str(response)
+    assert str(response) == read["norden.md"]
 
 
-def test_a_store_in_place_of_the_default_one(llm: LoraLLM, folder: Path, tmp_path: Path) -> None:
+def test_a_store_in_place_of_the_default_one(llm: LoraLLM, folder: Path, tmp_path: Path, read: dict[str, str]) -> None:
     from llama_index.core import StorageContext
 
-    read = SimpleDirectoryReader(str(folder)).load_data()
+    documents = SimpleDirectoryReader(str(folder)).load_data()
     # vector_store = ChromaVectorStore(...)
     vector_store = KnowledgeBaseVectorStore.from_path(tmp_path / "kb")
     index = VectorStoreIndex.from_documents(
-        read,
+        documents,
         storage_context=StorageContext.from_defaults(vector_store=vector_store),
         embed_model=EncoderEmbedding(HashingEncoder()),
         transformations=[SentenceSplitter(chunk_size=128, chunk_overlap=0)],
     )
     response = RoutedQueryEngine.from_defaults(llm=llm, retriever=index, k=1).query(QUESTION)
-    assert "Plukquel Omega" in str(response)
+    assert str(response) == read["norden.md"]
     assert response.source_nodes[0].metadata["file_name"] == "norden.md"
