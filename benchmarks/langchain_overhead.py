@@ -193,7 +193,7 @@ def main() -> None:
         }
         for arm in ARMS:
             some = [question for question in drawn if ASKED[question] == arm][: args.singles]
-            seconds = timed(
+            seconds, _ = timed(
                 {
                     "by_hand": lambda some=some: [by_hand.invoke({"input": question}) for question in some],
                     "routed": lambda some=some: [routed.invoke(question) for question in some],
@@ -206,7 +206,7 @@ def main() -> None:
                 "routed_over_by_hand": ratio(seconds["routed"], seconds["by_hand"]),
                 "routed_over_plain": ratio(seconds["routed"], seconds["plain"]),
             }
-        seconds = timed(
+        seconds, _ = timed(
             {
                 "routed": lambda: routed.batch(drawn),
                 "loop": lambda: [plain.invoke(one) for one in asked],

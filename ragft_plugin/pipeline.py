@@ -2,14 +2,14 @@
 
 The course of one call is written once (``ragft_plugin.course``); ``Pipeline.answer`` drives it with plain calls,
 ``Pipeline.aanswer`` by awaiting. Queries of a batch go through each step together: one retrieval for all, one
-generation per arm.
+generation for all arms that share a generator.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -129,7 +129,7 @@ class Pipeline:
         return self.answer_batch([query], **request)[0]
 
     def answer_batch(self, queries: Sequence[str], **request: Any) -> list[Answer]:
-        """Answer queries together: one decision step and one generation per arm for all of them."""
+        """Answer queries together: one decision step, and one generation for all that one generator is to answer."""
         return drive(self._answer(queries, self._request(**request)))
 
     async def aanswer(self, query: str, **request: Any) -> Answer:
@@ -244,7 +244,7 @@ class Pipeline:
         arm = self._arm(name)
         if arm.retrieves:
             evidence = yield from self._retrieve(arm.retriever, evidence, request)
-        answers = yield from self._generate(arm, evidence, request)
+        answers = yield from self._generate([arm] * len(evidence), evidence, request)
         price = arm.cost - (self.retrieval_cost if arm.retrieves else 0.0)
         return [
             replace(e, drafts={**e.drafts, name: a}, spent={**e.spent, stage: price})
@@ -268,14 +268,15 @@ class Pipeline:
             filled[i] = replace(evidence[i], passages=tuple(passages), spent=spent)
         return filled
 
-    def _generate(self, arm: Arm, evidence: list[Evidence], request: Request) -> Course[list[Answer]]:
+    def _generate(self, arms: Sequence[Arm], evidence: Sequence[Evidence], request: Request) -> Course[list[Answer]]:
+        """One generation by the generator that these arms share; an arm for each query."""
         began = time.perf_counter()
-        prompts = [arm.prompt(e) for e in evidence]
-        made: list[Generation] = yield Generate(arm, prompts, {**arm.options, **request.options})
+        prompts = [arm.prompt(e) for arm, e in zip(arms, evidence, strict=True)]
+        made: list[Generation] = yield Generate(arms[0], prompts, {**arms[0].options, **request.options})
         if len(made) != len(prompts):
-            raise GenerationError(f"arm {arm.name!r} returned {len(made)} answers to {len(prompts)} prompts")
+            raise GenerationError(f"arm {arms[0].name!r} returned {len(made)} answers to {len(prompts)} prompts")
         seconds = time.perf_counter() - began
-        return [arm.answer(e, g, seconds) for e, g in zip(evidence, made, strict=True)]
+        return [arm.answer(e, g, seconds) for arm, e, g in zip(arms, evidence, made, strict=True)]
 
     def _answer(self, queries: Sequence[str], request: Request) -> Course[list[Answer]]:
         began = time.perf_counter()
@@ -306,17 +307,17 @@ class Pipeline:
 
     def _complete(self, routed: list[Routed], request: Request, began: float) -> Course[list[Answer]]:
         answers: dict[int, Answer] = {}
-        groups: dict[str, list[int]] = {}
+        waiting: list[int] = []
         for i, item in enumerate(routed):
             draft = item.evidence.drafts.get(item.decision.arm)
             if draft is not None:
                 answers[i] = draft
             else:
-                groups.setdefault(item.decision.arm, []).append(i)
+                waiting.append(i)
         routed = list(routed)
-        for name, members in groups.items():
-            made = yield from self._run_group(name, [routed[i] for i in members], request)
-            for i, (item, answer) in zip(members, made, strict=True):
+        for group in _grouped(waiting, lambda i: self._writer(routed[i])):
+            made = yield from self._run_group([routed[i] for i in group], request)
+            for i, (item, answer) in zip(group, made, strict=True):
                 routed[i], answers[i] = item, answer
         seconds = time.perf_counter() - began
         finished = [replace(answers[i], decision=item.decision, seconds=seconds) for i, item in enumerate(routed)]
@@ -324,24 +325,35 @@ class Pipeline:
             self._record(item)
         return finished
 
-    def _run_group(self, name: str, items: list[Routed], request: Request) -> Course[list[tuple[Routed, Answer]]]:
-        """Run one arm for its queries; if the batch fails, each alone; if that fails, fall back."""
+    def _writer(self, item: Routed) -> tuple[int, Mapping[str, Any]]:
+        """What arms must share for their queries to be answered by one generation."""
+        arm = self._arm(item.decision.arm)
+        return id(arm.generator), arm.options
+
+    def _run_group(self, items: list[Routed], request: Request) -> Course[list[tuple[Routed, Answer]]]:
+        """Run arms that share a generator; if the batch fails, each arm, then each query alone; then fall back."""
         try:
-            return (yield from self._run(name, items, request))
+            return (yield from self._run(items, request))
         except (ConfigError, DataError):
             raise
         except Exception as error:
             if len(items) == 1:
                 return [(yield from self._fall_back(items[0], error, request))]
-            logger.warning("arm %s failed on a batch of %d; trying one by one", name, len(items))
-        results: list[tuple[Routed, Answer]] = []
-        for item in items:
-            results += yield from self._run_group(name, [item], request)
-        return results
+            parts = _grouped(range(len(items)), lambda i: items[i].decision.arm)
+            if len(parts) == 1:
+                parts = [[i] for i in range(len(items))]
+            names = ", ".join(sorted({item.decision.arm for item in items}))
+            logger.warning("%s failed on a batch of %d; trying it in %d parts", names, len(items), len(parts))
+        results: dict[int, tuple[Routed, Answer]] = {}
+        for part in parts:
+            made = yield from self._run_group([items[i] for i in part], request)
+            results.update(zip(part, made, strict=True))
+        return [results[i] for i in range(len(items))]
 
-    def _run(self, name: str, items: list[Routed], request: Request) -> Course[list[tuple[Routed, Answer]]]:
+    def _run(self, items: list[Routed], request: Request) -> Course[list[tuple[Routed, Answer]]]:
         items = yield from self._read(items, request)
-        answers = yield from self._generate(self._arm(name), [i.evidence for i in items], request)
+        arms = [self._arm(item.decision.arm) for item in items]
+        answers = yield from self._generate(arms, [item.evidence for item in items], request)
         return list(zip(items, answers, strict=True))
 
     def _fall_back(self, item: Routed, error: Exception, request: Request) -> Course[tuple[Routed, Answer]]:
@@ -354,7 +366,7 @@ class Pipeline:
             # The reader looks at the arm that runs; the decision keeps the arm that was chosen.
             stand_in = replace(item, decision=replace(item.decision, arm=name))
             try:
-                ((done, answer),) = yield from self._run(name, [stand_in], request)
+                ((done, answer),) = yield from self._run([stand_in], request)
             except Exception as another:
                 error = another
                 continue
@@ -397,3 +409,17 @@ class Pipeline:
         except KeyError:
             known = ", ".join(self.arms)
             raise ConfigError(f"there is no arm named {name!r}; the arms are: {known}") from None
+
+
+def _grouped(members: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
+    """Members in groups of equal keys, in the order of first appearance; keys need not be hashable."""
+    groups: list[tuple[Any, list[int]]] = []
+    for member in members:
+        wanted = key(member)
+        for found, group in groups:
+            if found == wanted:
+                group.append(member)
+                break
+        else:
+            groups.append((wanted, [member]))
+    return [group for _, group in groups]

@@ -120,6 +120,52 @@ def test_one_poisoned_question_does_not_move_the_others_of_its_batch():
     assert [a.decision.fallback for a in answers] == [None, "rag", None]
 
 
+def test_arms_that_share_a_generator_are_one_generation():
+    both = Echo("both")
+    pipeline, shelf, *_ = build({"b": ([], "rag"), "d": ([], "rag")}, base=both, rag=both)
+    answers = pipeline.answer_batch(["a", "b", "c", "d"])
+    assert both.batches == [4]
+    assert shelf.calls == [(["b", "d"], 2, None)]
+    assert [a.arm for a in answers] == ["base", "rag", "base", "rag"]
+    read = "2 passages"
+    assert [a.text for a in answers] == [
+        "both: a (closed)",
+        f"both: b ({read})",
+        "both: c (closed)",
+        f"both: d ({read})",
+    ]
+    assert [len(a.passages) for a in answers] == [0, 2, 0, 2]
+
+
+def test_arms_that_share_a_generator_but_not_its_options_are_apart():
+    both = Echo("both")
+    arms = [Arm("base", both, options={"stop": ["."]}), Arm("rag", both, Shelf())]
+    pipeline = Pipeline(arms, Scripted(["base", "rag"], {"b": ([], "rag")}, "base"))
+    pipeline.answer_batch(["a", "b", "c"])
+    assert both.batches == [2, 1]
+
+
+def test_a_shared_generation_that_fails_is_tried_arm_by_arm_and_then_one_by_one():
+    both = Broken("both", poison="bad")
+    script = {"b": ([], "rag"), "bad": ([], "rag")}
+    pipeline, *_ = build(script, base=both, rag=both, fallback=())
+    with pytest.raises(GenerationError, match="'rag' failed"):
+        pipeline.answer_batch(["a", "b", "bad", "c"])
+    assert both.batches == [2, 1]  # "a" and "c" by the one arm, "b" alone by the other
+
+    class Missing(Shelf):
+        def retrieve(self, queries, k, filter=None):
+            raise OSError("the index is gone")
+
+    both = Echo("both")
+    arms = [Arm("base", both), Arm("rag", both, Missing())]
+    pipeline = Pipeline(arms, Scripted(["base", "rag"], {"b": ([], "rag")}, "base"))
+    answers = pipeline.answer_batch(["a", "b", "c"])
+    assert [a.decision.fallback for a in answers] == [None, "base", None]
+    assert [a.text for a in answers] == [f"both: {query} (closed)" for query in "abc"]
+    assert both.batches == [2, 1]
+
+
 def test_without_fallback_the_error_is_raised_with_its_cause():
     pipeline, *_ = build(base=Broken("base"), fallback=())
     with pytest.raises(GenerationError, match="'base' failed and no fallback answered; last error: out of memory"):

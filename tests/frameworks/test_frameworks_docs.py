@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,5 @@ def test_every_block_of_a_how_to_page_runs(page: str, tmp_path: Path, monkeypatc
         lines = "\n" * text.count("\n", 0, block.start(1))
         exec(compile(lines + block[1], page, "exec"), names)
     assert "decision" in text
+    names.clear()
+    gc.collect()  # here, not in a later test, LlamaIndex' connection complains

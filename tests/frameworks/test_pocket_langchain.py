@@ -72,20 +72,20 @@ async def test_every_arm_answers_alike_in_all_six_ways(pipeline: Any, arm: str) 
 
 
 async def test_what_the_router_decides_is_the_same_in_all_six_ways(pipeline: Any) -> None:
-    ways = await all_ways(RoutedChain(pipeline=pipeline), ASKED)
+    ways = await all_ways(RoutedChain(pipeline=pipeline), ASKED[::2])
     wanted = [expected(one) for one in ways[0]]
     assert all(way == wanted for way in ways)
     assert len({one["decision"]["arm"] for one in ways[0]}) > 1, "the questions do not tell the arms apart"
 
 
 async def test_a_routed_retriever_finds_alike_in_all_ways(pipeline: Any) -> None:
-    retriever = RoutedRetriever(pipeline=pipeline)
-    ids = [[document.id for document in retriever.invoke(one)] for one in ASKED]
+    retriever, asked = RoutedRetriever(pipeline=pipeline), ASKED[::2]
+    ids = [[document.id for document in retriever.invoke(one)] for one in asked]
     others = [
-        [await retriever.ainvoke(one) for one in ASKED],
-        retriever.batch(ASKED),
-        await retriever.abatch(ASKED),
-        [next(iter(retriever.stream(one))) for one in ASKED],
+        [await retriever.ainvoke(one) for one in asked],
+        retriever.batch(asked),
+        await retriever.abatch(asked),
+        [next(iter(retriever.stream(one))) for one in asked],
     ]
     assert [[[document.id for document in found] for found in way] for way in others] == [ids] * 4
     assert {len(found) for found in ids} == {0, 3}
