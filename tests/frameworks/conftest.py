@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         knowledge_base="knowledge_base",
         encoder="hashing",
         adapters={name: str(folder) for name, folder in ADAPTERS.items()},
-        generation=Settings(max_new_tokens=16),
+        generation=Settings(max_new_tokens=12),
     )
     config = config.model_copy(update={"folder": tmp_path_factory.mktemp("project")})
     with Project(config) as opened:

@@ -95,7 +95,7 @@ async def test_a_routed_retriever_finds_alike_in_all_ways(pipeline: Any) -> None
 def test_chat_models_over_the_adapters_answer_as_the_arms_do(pipeline: Any, model: Any, arm: str) -> None:
     """Passages too reach the base in the shape that it was trained on."""
     models = {("base" if name == "base" else f"adapter:{name}"): ChatLora(backend=model, model=name) for name in NAMES}
-    parts = {"models": models, "retriever": pipeline.retriever, "options": {"max_new_tokens": 16}}
+    parts = {"models": models, "retriever": pipeline.retriever, "options": {"max_new_tokens": 12}}
     chain = RoutedChain.from_parts(router=pipeline.router, **parts)
     for question in (ASKED[0], ASKED[5]):
         assert chain.invoke(question, arm=arm)["answer"] == pipeline.answer(question, arm=arm).text
@@ -106,7 +106,7 @@ def test_chat_models_over_the_adapters_answer_as_the_arms_do(pipeline: Any, mode
 
 @pytest.fixture(scope="module")
 def chat(model: Any) -> ChatLora:
-    return ChatLora(backend=model, max_tokens=12)
+    return ChatLora(backend=model, max_tokens=8)
 
 
 @pytest.mark.parametrize("name", each(NAMES))
