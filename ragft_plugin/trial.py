@@ -6,6 +6,7 @@ Passages are retrieved once per question and shared by all arms that read, as in
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.errors import DataError
+from ragft_plugin.errors import DataError, GenerationError
 from ragft_plugin.evaluation.outcome import DraftRow, Outcome, PassageRow
 from ragft_plugin.prompts import check_question
-from ragft_plugin.types import Answer, Evidence
+from ragft_plugin.types import Answer, Evidence, Generation, Prompt
+
+logger = logging.getLogger(__name__)
 
 Score = Callable[[str, Sequence[str]], float]
 Progress = Callable[[int, int], None]
@@ -119,8 +122,11 @@ def run_arms(
         batch_size: questions answered together.
         progress: called with (answers made, answers to make).
 
+    A question on which an arm fails (an empty answer, say) counts as answered by nothing, with a warning in the log.
+
     Raises:
         DataError: if a score lies outside [0, 1].
+        GenerationError: if an arm fails on every question of a batch.
     """
     outcomes: list[Outcome] = []
     tokens: dict[str, list[int]] = {arm.name: [] for arm in arms}
@@ -155,8 +161,30 @@ def retrieve_once(arms: Iterable[Arm], queries: Sequence[str], k: int) -> list[E
 
 
 def _answer(arm: Arm, evidence: Sequence[Evidence]) -> list[Answer]:
-    made = arm.generator.generate([arm.prompt(e) for e in evidence], **arm.options)
+    """Answers to a batch. A question that the arm fails on is answered by nothing; an arm that fails on all is broken.
+
+    Raises:
+        GenerationError: if no question of the batch could be answered.
+    """
+    prompts = [arm.prompt(e) for e in evidence]
+    try:
+        made = list(arm.generator.generate(prompts, **arm.options))
+    except GenerationError as error:
+        found = [_alone(arm, prompt) for prompt in prompts] if len(prompts) > 1 else [None]
+        failed = sum(generation is None for generation in found)
+        if failed == len(prompts):
+            raise
+        logger.warning("arm %s failed on %d of %d questions: %s", arm.name, failed, len(prompts), error)
+        made = [Generation("") if generation is None else generation for generation in found]
     return [arm.answer(e, generation, 0.0) for e, generation in zip(evidence, made, strict=True)]
+
+
+def _alone(arm: Arm, prompt: Prompt) -> Generation | None:
+    try:
+        (made,) = arm.generator.generate([prompt], **arm.options)
+    except GenerationError:
+        return None
+    return made
 
 
 def _outcome(

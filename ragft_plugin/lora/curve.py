@@ -185,5 +185,3 @@ def _again(label: str, recipe: Recipe, device: str) -> Any:
 
         return load_quantized(label, device=device)
     return load_base(label, device=device, dtype="float32")
-
-

@@ -4,7 +4,7 @@ import pytest
 from stubs import Echo, Shelf
 
 from ragft_plugin.arms import Arm
-from ragft_plugin.errors import DataError
+from ragft_plugin.errors import DataError, GenerationError
 from ragft_plugin.trial import LabelledQuestion, read_questions, run_arms
 
 
@@ -22,6 +22,29 @@ def test_every_arm_answers_every_question_from_the_same_passages():
     assert trial.tokens == {"base": [3, 3], "rag": [3, 3]}
     assert len(shelf.calls) == 1
     assert seen == [(2, 4), (4, 4)]
+
+
+class Picky(Echo):
+    """Fails on questions that name a word."""
+
+    def generate(self, prompts, **options):
+        if any("two" in prompt.question for prompt in prompts):
+            raise GenerationError("returned an empty answer")
+        return super().generate(prompts, **options)
+
+
+def test_a_question_that_an_arm_fails_on_earns_nothing_and_the_others_count(caplog):
+    asked = [LabelledQuestion(q, (f"base: {q} (closed)",), q) for q in ("one", "two", "three")]
+    trial = run_arms([Arm("base", Picky("base"))], asked, lambda text, gold: float(text in gold))
+    assert [row.reward["base"] for row in trial.outcomes] == [1.0, 0.0, 1.0]
+    assert trial.outcomes[1].answers["base"] == ""
+    assert "arm base failed on 1 of 3 questions" in caplog.text
+
+
+def test_an_arm_that_fails_on_everything_is_an_error_and_not_a_zero():
+    asked = [LabelledQuestion(f"two {i}", ("x",), str(i)) for i in range(3)]
+    with pytest.raises(GenerationError, match="empty answer"):
+        run_arms([Arm("base", Picky("base"))], asked, lambda text, gold: 0.0)
 
 
 def test_a_score_outside_zero_and_one_is_refused():
