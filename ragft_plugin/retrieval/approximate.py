@@ -165,7 +165,7 @@ def load(folder: Path, name: str, shape: tuple[int, int]) -> Approximate | None:
         if (index.ntotal, index.d) != shape or text["kind"] not in _PARAMETERS:
             raise ValueError(f"it holds {index.ntotal} vectors of {index.d}, expected {shape}")
         if text["kind"] == "ivf":
-            # Reading ahead in 32 threads, as FAISS does by default, doubles the time of a search from memory.
+            # Reading ahead in 32 threads, as FAISS does by default, only costs where the lists are in memory already.
             _FAISS.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
         return Approximate(text["kind"], int(text["effort"]), float(text["recall"]), int(text["size"]), index)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
