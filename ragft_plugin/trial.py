@@ -86,15 +86,17 @@ def _question(line: str, path: str, number: int) -> LabelledQuestion:
         raise DataError(f"this line is not JSON ({error.msg})", path=path, line=number) from error
     if not isinstance(row, dict):
         raise DataError(f"expected an object, got {type(row).__name__}", path=path, line=number)
+    # A file of training rows says "question"; both words are read.
+    asked = row.get("query", row.get("question"))
     answers = row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(row.get("query"), str) or not isinstance(answers, list) or not answers:
+    if not isinstance(asked, str) or not isinstance(answers, list) or not answers:
         keys = ", ".join(map(str, row)) or "none"
-        raise DataError(f"needs query and answer (or answers); has {keys}", path=path, line=number)
+        raise DataError(f"needs query (or question) and answer (or answers); has {keys}", path=path, line=number)
     if not all(isinstance(answer, str) for answer in answers):
         raise DataError("every answer must be a string", path=path, line=number)
     try:
-        query = check_question(row["query"])
+        query = check_question(asked)
     except DataError as error:
         raise DataError(str(error), path=path, line=number) from error
     group = row.get("group")

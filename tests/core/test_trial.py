@@ -58,7 +58,7 @@ def test_a_score_outside_zero_and_one_is_refused():
     [
         ("{", r"q.jsonl:2: this line is not JSON"),
         ("[1]", r"q.jsonl:2: expected an object, got list"),
-        ('{"query": "a"}', r"q.jsonl:2: needs query and answer \(or answers\); has query"),
+        ('{"query": "a"}', r"q.jsonl:2: needs query \(or question\) and answer \(or answers\); has query"),
         ('{"query": "a", "answers": [1]}', r"q.jsonl:2: every answer must be a string"),
         ('{"query": "  ", "answer": "x"}', r"q.jsonl:2: the question is empty"),
     ],
@@ -68,6 +68,12 @@ def test_a_bad_question_row_is_named_by_file_and_line(tmp_path, line, message):
     path.write_text(json.dumps({"query": "fine", "answer": "yes"}) + "\n" + line + "\n")
     with pytest.raises(DataError, match=message):
         read_questions(path)
+
+
+def test_a_question_may_be_called_query_or_question(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"query": "a", "answer": "x"}\n{"question": "b", "answers": ["y", "z"]}\n')
+    assert [(q.query, q.answers) for q in read_questions(path)] == [("a", ("x",)), ("b", ("y", "z"))]
 
 
 def test_files_that_hold_no_question_are_named(tmp_path):
