@@ -5,8 +5,8 @@
     python scripts/run_cookbook.py --check            # copies; nothing is written
 
 A notebook fails if a cell raises or if it takes longer than the limit, and, where outputs are written into it, if it
-writes to stderr (another version of a library may warn; that is told, and no fault of the notebook). What differs between
-runs without telling anything (times of execution, versions of the kernel) is left out of the file.
+writes to stderr (another version of a library may warn; that is told, and no fault of the notebook). What differs
+between runs without telling anything (times of execution, versions of the kernel) is left out of the file.
 """
 
 from __future__ import annotations
