@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ragft_plugin.errors import ConfigError
 
 FILE_NAME = "ragft.yaml"
+POCKET = Path(__file__).parent / "demo" / "pocket" / "base"  # the model that comes along, as ``base: pocket``
 _ARM = re.compile(r"^(base|rag|(?P<both>rag\+)?adapter:(?P<adapter>[a-z][a-z0-9_-]*))$")
 
 
@@ -167,7 +168,7 @@ class Config(Strict):
 
 
 def read_config(path: str | Path) -> Config:
-    """Read ``ragft.yaml``.
+    """Read ``ragft.yaml``; ``base: pocket`` becomes the folder of the model that comes with the package.
 
     Raises:
         ConfigError: if it is missing, is not YAML, or a setting is wrong (each one named).
@@ -184,7 +185,10 @@ def read_config(path: str | Path) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} should hold settings (key: value); it holds {type(data).__name__}")
     try:
-        return Config(**{**data, "folder": path.parent})
+        config = Config(**{**data, "folder": path.parent})
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {told}") from error
+    if config.base == "pocket" and not config.path("pocket").exists():
+        return config.model_copy(update={"base": str(POCKET)})
+    return config

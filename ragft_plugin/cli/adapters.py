@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.cli.terminal import config_option, json_option, print_json
+from ragft_plugin.config import read_config
 
 if TYPE_CHECKING:
     from ragft_plugin.lora import AdapterVersion, Registry
@@ -33,7 +34,7 @@ def _place(function: F) -> F:
 def _registry(config_path: Path, registry: Path | None) -> Registry:
     from ragft_plugin.lora import Registry
 
-    return Registry(load_config(config_path).folder / "adapters" if registry is None else registry)
+    return Registry(read_config(config_path).folder / "adapters" if registry is None else registry)
 
 
 @command.command("list")
@@ -113,7 +114,7 @@ def merge(
     from ragft_plugin.lora import merge_adapter
 
     if base_name is None:
-        config = load_config(config_path)
+        config = read_config(config_path)
         local = config.path(config.base)
         base_name = str(local) if local.exists() else config.base
     folder = _registry(config_path, registry).folder(name, version)

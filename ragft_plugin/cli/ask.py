@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.cli.terminal import config_option, json_option, print_json
+from ragft_plugin.config import read_config
 from ragft_plugin.decision_record import answer_to_dict
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.prompts import check_question
@@ -27,7 +28,7 @@ def command(
     from ragft_plugin.assembly import Project
 
     check_question(question)
-    config = load_config(config_path)
+    config = read_config(config_path)
     if arm is not None:
         if arm not in config.arm_names():
             raise ConfigError(f"there is no arm named {arm!r}; the arms are: {', '.join(config.arm_names())}")

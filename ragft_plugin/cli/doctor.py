@@ -11,8 +11,8 @@ from typing import Literal
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
-from ragft_plugin.config import Config
+from ragft_plugin.cli.terminal import config_option, json_option, print_json
+from ragft_plugin.config import Config, read_config
 from ragft_plugin.errors import RagftError
 from ragft_plugin.types import Prompt
 
@@ -79,7 +79,7 @@ def installation() -> Iterator[Check]:
 def project(path: Path, *, quick: bool) -> list[Check]:
     """The parts that ragft.yaml names."""
     try:
-        config = load_config(path)
+        config = read_config(path)
     except RagftError as error:
         return [Check("project", "wrong", str(error))]
     checks = [Check("project", "ok", f"{path}: {', '.join(config.arm_names())}")]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragft_plugin.cli.decisions import read_decisions, show_off_policy
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
-from ragft_plugin.config import FILE_NAME
+from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
+from ragft_plugin.config import FILE_NAME, read_config
 from ragft_plugin.errors import ConfigError, MissingExtraError
 from ragft_plugin.types import STAGES, Encoder
 
@@ -193,7 +193,7 @@ def _fingerprints(config: Path, arms: Sequence[str]) -> dict[str, str]:
 
     if not (config / FILE_NAME if config.is_dir() else config).is_file():
         return {}
-    settings = load_config(config)
+    settings = read_config(config)
     if not set(arms) <= set(settings.arm_names()):
         return {}
     try:

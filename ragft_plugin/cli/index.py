@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from ragft_plugin.cli.terminal import ProgressCallback, config_option, json_option, load_config, print_json
+from ragft_plugin.cli.terminal import ProgressCallback, config_option, json_option, print_json
+from ragft_plugin.config import read_config
 
 
 @click.command("index")
@@ -26,7 +27,7 @@ def command(documents: Path, config_path: Path, as_json: bool) -> None:
     from ragft_plugin.assembly import Project
     from ragft_plugin.retrieval import KnowledgeBase, index_folder
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     with ExitStack() as stack:
         if config.knowledge_base and not KnowledgeBase.exists(config.path(config.knowledge_base)):
             # A knowledge base made for nothing is taken away again.

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
+from ragft_plugin.config import read_config
 
 
 @click.command("questions")
@@ -40,7 +41,7 @@ def command(
 
     if writer and patterns:
         raise click.UsageError("--writer and --patterns exclude each other; give one of them")
-    config = load_config(config_path)
+    config = read_config(config_path)
     with Project(config) as project:
         knowledge_base = project.knowledge_base()
         passages = knowledge_base.get(knowledge_base.ids())

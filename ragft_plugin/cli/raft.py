@@ -8,7 +8,8 @@ from typing import Literal
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
+from ragft_plugin.cli.terminal import config_option, json_option, print_json
+from ragft_plugin.config import read_config
 
 
 @click.command("raft")
@@ -50,7 +51,7 @@ def command(
     from ragft_plugin.lora.gold_questions import read_gold_questions, write_rows
     from ragft_plugin.lora.retrieval_aware import retrieval_aware_rows
 
-    with Project(load_config(config_path)) as project:
+    with Project(read_config(config_path)) as project:
         knowledge_base = project.knowledge_base()
         made = retrieval_aware_rows(
             read_gold_questions(questions, knowledge_base.get),

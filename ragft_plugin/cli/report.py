@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ragft_plugin.cli.files import write_text
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json
-from ragft_plugin.config import Config
+from ragft_plugin.cli.terminal import config_option, json_option, print_json
+from ragft_plugin.config import Config, read_config
 
 if TYPE_CHECKING:
     from ragft_plugin.reporting import ComparisonRow, RouterReport
@@ -41,7 +41,7 @@ def command(
     from ragft_plugin.reporting import report_router
     from ragft_plugin.routing.router import Router
 
-    config = load_config(config_path) if router is None or config_path.exists() else None
+    config = read_config(config_path) if router is None or config_path.exists() else None
     place = router if router is not None or config is None else config.path(config.router)
     assert place is not None
     report = report_router(

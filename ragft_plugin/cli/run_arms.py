@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
+from ragft_plugin.config import read_config
 
 
 @click.command("run-arms")
@@ -26,7 +27,7 @@ def command(questions: Path, config_path: Path, scorer: str, out: Path, only: tu
     from ragft_plugin.evaluation.outcomes import write_outcomes
     from ragft_plugin.trial import read_questions, run_arms
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     asked = read_questions(questions)
     if ":" in scorer:
         sys.path.insert(0, str(Path.cwd()))  # the user named a module of their own

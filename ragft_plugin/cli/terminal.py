@@ -11,8 +11,6 @@ from typing import Any
 
 import click
 
-from ragft_plugin.config import Config, read_config
-
 ProgressCallback = Callable[[int, int], None]
 
 config_option = click.option(
@@ -25,16 +23,6 @@ config_option = click.option(
     help="Settings of the project.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
-
-
-def load_config(path: Path) -> Config:
-    """Read the settings; ``base: pocket`` means the model that comes with the package."""
-    config = read_config(path)
-    if config.base == "pocket":
-        from ragft_plugin.demo.pocket import BASE
-
-        return config.model_copy(update={"base": str(BASE)})
-    return config
 
 
 def print_json(value: Any) -> None:

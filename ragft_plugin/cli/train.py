@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
+from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
+from ragft_plugin.config import read_config
 
 if TYPE_CHECKING:
     from ragft_plugin.lora import TrainingReport, TrainingRow
@@ -90,7 +91,7 @@ def command(
     from ragft_plugin import lora
     from ragft_plugin.evaluation.answers import load_scorer
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     local = config.path(config.base)
     base = str(local) if local.exists() else config.base
     train, held = _read(data, eval_path, hold_out or (HELD_OUT if learning_curve else None), columns, seed)

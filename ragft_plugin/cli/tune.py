@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ragft_plugin.cli.terminal import config_option, json_option, load_config, print_json, progress
-from ragft_plugin.config import Config
+from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
+from ragft_plugin.config import Config, read_config
 
 _name = click.option("--name", required=True, help="Name of the adapter.")
 _eval = click.option("--eval", "eval_path", type=click.Path(path_type=Path), help="Held-out rows.")
@@ -54,7 +54,7 @@ def documents(
     from ragft_plugin.lora import Recipe, train_on_documents
     from ragft_plugin.lora.retrieval_aware import source_of
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     with Project(config) as project:
         knowledge_base = project.knowledge_base()
         passages = knowledge_base.get(knowledge_base.ids())
@@ -106,7 +106,7 @@ def preference(
     """Tune by preference (DPO) on DATA: JSON Lines with prompt, chosen and rejected."""
     from ragft_plugin.lora import Recipe, train_preference
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     with progress(f"preference: {name}", quiet=as_json) as advance:
         report = train_preference(
             _base(config),
@@ -150,7 +150,7 @@ def reward(
     """Tune by a reward function (GRPO) on DATA, rows as for ragft train."""
     from ragft_plugin.lora import Recipe, train_with_reward
 
-    config = load_config(config_path)
+    config = read_config(config_path)
     with progress(f"reward: {name}", quiet=as_json) as advance:
         report = train_with_reward(
             _base(config),
@@ -193,7 +193,7 @@ def encoder(
     from ragft_plugin.retrieval import positives_from_log, reencode, tune_encoder
 
     positives = positives_from_log(read_outcomes(outcomes).rows)
-    with Project(load_config(config_path)) as project:
+    with Project(read_config(config_path)) as project:
         knowledge_base = project.knowledge_base()
         with progress("tuning the encoder", quiet=as_json) as advance:
             report = tune_encoder(knowledge_base, positives, model, out, epochs=epochs, seed=seed, progress=advance)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,3 +61,10 @@ def test_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "ragft.yaml").write_text("knowledge_base: kb")
     config = read_config(tmp_path)
     assert config.path(config.knowledge_base) == tmp_path / "kb"
+
+
+def test_the_base_pocket_is_the_model_that_comes_along_unless_there_is_a_folder_of_that_name(tmp_path):
+    (tmp_path / "ragft.yaml").write_text("version: 1\nbase: pocket\n")
+    assert (Path(read_config(tmp_path).base) / "config.json").is_file()
+    (tmp_path / "pocket").mkdir()
+    assert read_config(tmp_path).base == "pocket"
