@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ragft_plugin.cli.files import write_text
 from ragft_plugin.cli.terminal import config_option, json_option, print_json, progress
 from ragft_plugin.config import read_config
 
@@ -55,9 +55,7 @@ def command(
                 made = generate_questions(
                     passages, LLMWriter(model, per_passage), per_passage=per_passage, progress=advance
                 )
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made.records()), encoding="utf-8")
-    os.replace(beside, out)
+    write_text(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in made.records()))
     if as_json:
         print_json({"questions": len(made.questions), "rejected": dict(made.rejected), "silent": len(made.silent)})
         return

@@ -7,24 +7,34 @@ asked. Its trainers stay what they are, but for the method that tokenises.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from peft import PeftModel
 
 from ragft_plugin.errors import AdapterError, ConfigError, MissingExtraError
 from ragft_plugin.lora.base import Base
-from ragft_plugin.lora.manifest import Manifest
+from ragft_plugin.lora.fingerprints import digest
+from ragft_plugin.lora.manifest import Manifest, TrainedOn
 from ragft_plugin.lora.publication import Origin
 from ragft_plugin.lora.quiet import quiet
 from ragft_plugin.lora.recipe import Recipe
 from ragft_plugin.lora.trainable import make_trainable
+from ragft_plugin.types import Prompt
 
 _METHODS = ("lora", "dora", "rslora", "dora+rslora")
 _SLOWER = 10.0  # a policy is moved more carefully than supervised tuning moves it; a tenth of its rate
+
+
+class HasPrompt(Protocol):
+    """A row of any kind of policy tuning."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """What is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,22 @@ def common_arguments(base: Base, recipe: Recipe, work: Path, steps: int) -> dict
 def settings_of(recipe: Recipe, **further: Any) -> dict[str, Any]:
     """What a training was called with, for its manifest."""
     return {k: v for k, v in {**asdict(recipe), **further}.items() if v is not None}
+
+
+def trained_on(train: Sequence[HasPrompt], held: Sequence[HasPrompt], content: Any) -> TrainedOn:
+    """What the manifest tells of the rows.
+
+    Args:
+        train: rows trained on.
+        held: rows held out.
+        content: what the trainer was given of them, to hash.
+    """
+    return TrainedOn(
+        rows=len(train),
+        sha256=digest(repr(content).encode()),
+        eval_rows=len(held),
+        passages={p.id: digest(p.text.encode()) for row in train for p in row.prompt.passages or ()},
+    )
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:

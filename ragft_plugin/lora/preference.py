@@ -20,8 +20,6 @@ from typing import Any
 from ragft_plugin.errors import ConfigError, DataError
 from ragft_plugin.lora.base import load_base
 from ragft_plugin.lora.data import parse_row
-from ragft_plugin.lora.fingerprints import digest
-from ragft_plugin.lora.manifest import TrainedOn
 from ragft_plugin.lora.model import LoraModel
 from ragft_plugin.lora.names import check_name
 from ragft_plugin.lora.policy import (
@@ -33,6 +31,7 @@ from ragft_plugin.lora.policy import (
     quiet_trl,
     settings_of,
     start_policy,
+    trained_on,
 )
 from ragft_plugin.lora.publication import Origin, publish
 from ragft_plugin.lora.recipe import Recipe
@@ -174,12 +173,7 @@ def train_preference(
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
         save_trained(model, recipe, work, work / "final")
-    data = TrainedOn(
-        rows=len(train),
-        sha256=digest(repr(rendered).encode()),
-        eval_rows=len(held),
-        passages={p.id: digest(p.text.encode()) for r in train for p in r.prompt.passages or ()},
-    )
+    data = trained_on(train, held, rendered)
     done = int(trainer.state.global_step)
     version, before, after = publish(
         origin,

@@ -19,8 +19,6 @@ from typing import Any
 from ragft_plugin.errors import AdapterError, ConfigError, DataError
 from ragft_plugin.lora.base import Base, load_base
 from ragft_plugin.lora.data import TrainingRow, as_rows
-from ragft_plugin.lora.fingerprints import digest
-from ragft_plugin.lora.manifest import TrainedOn
 from ragft_plugin.lora.model import LoraModel
 from ragft_plugin.lora.names import check_name
 from ragft_plugin.lora.policy import (
@@ -32,6 +30,7 @@ from ragft_plugin.lora.policy import (
     quiet_trl,
     settings_of,
     start_policy,
+    trained_on,
 )
 from ragft_plugin.lora.publication import Origin, publish
 from ragft_plugin.lora.recipe import Recipe
@@ -147,12 +146,7 @@ def train_with_reward(
         if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")
         save_trained(trainer.model, recipe, work, work / "final")
-    data = TrainedOn(
-        rows=len(train),
-        sha256=digest(repr(prompts).encode()),
-        eval_rows=len(held),
-        passages={p.id: digest(p.text.encode()) for r in train for p in r.prompt.passages or ()},
-    )
+    data = trained_on(train, held, prompts)
     done = int(trainer.state.global_step)
     version, before, after = publish(
         origin,

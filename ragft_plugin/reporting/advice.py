@@ -11,9 +11,9 @@ import numpy as np
 from ragft_plugin.evaluation.intervals import paired_bootstrap
 from ragft_plugin.evaluation.outcomes import Outcomes, reads_passages
 from ragft_plugin.evaluation.report import Report
-from ragft_plugin.reporting.comparison import adapter_of
+from ragft_plugin.reporting.comparison import adapter_of, newer_evidence
 from ragft_plugin.reporting.topics import Topic
-from ragft_plugin.routing.adapters import AdapterRecord, staleness
+from ragft_plugin.routing.adapters import AdapterRecord
 
 Kind = Literal["retrain", "tune", "drop", "collect", "keep"]
 USELESS = 0.01  # an adapter is idle if the oracle surely loses less than this without it
@@ -103,12 +103,7 @@ def _stale(outcomes: Outcomes, adapters: Mapping[str, AdapterRecord]) -> list[Ad
         arm = f"adapter:{name}"
         if arm not in outcomes.arms:
             continue
-        newer = np.array(
-            [
-                bool(row.passages) and staleness(record, [p.passage() for p in row.passages or ()]) is not None
-                for row in outcomes.rows
-            ]
-        )
+        newer = newer_evidence(outcomes, record)
         if not newer.any() or newer.all():
             continue
         reward = outcomes.reward[:, outcomes.arms.index(arm)]

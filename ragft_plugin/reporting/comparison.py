@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ragft_plugin.evaluation.intervals import bootstrap_mean
 from ragft_plugin.evaluation.outcomes import Outcomes, reads_passages
@@ -92,16 +93,18 @@ def compare(
     return (*rows, *facts)
 
 
+def newer_evidence(outcomes: Outcomes, record: AdapterRecord) -> NDArray[np.bool_]:
+    """Which questions have passages newer than an adapter, or changed since its training; shape (n,)."""
+    return np.array(
+        [staleness(record, [p.passage() for p in row.passages or ()]) is not None for row in outcomes.rows], dtype=bool
+    )
+
+
 def _fresh(outcomes: Outcomes, a: np.ndarray, b: np.ndarray, record: AdapterRecord | None) -> list[ComparisonRow]:
     """Questions whose evidence is newer than the adapter, or changed since."""
     if record is None:
         return []
-    newer = np.array(
-        [
-            bool(row.passages) and staleness(record, [p.passage() for p in row.passages or ()]) is not None
-            for row in outcomes.rows
-        ]
-    )
+    newer = newer_evidence(outcomes, record)
     if not newer.any():
         return []
     how = f"questions whose passages are newer than the adapter, n = {int(newer.sum()):,}"

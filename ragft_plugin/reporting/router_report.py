@@ -14,7 +14,7 @@ from ragft_plugin.reporting.advice import Advice, advise
 from ragft_plugin.reporting.comparison import ComparisonRow, compare
 from ragft_plugin.reporting.topics import Topic, find_topics, group_topics
 from ragft_plugin.routing.adapters import AdapterRecord
-from ragft_plugin.routing.crossval import evaluate
+from ragft_plugin.routing.figures import frontier_weights
 from ragft_plugin.routing.router import Router
 from ragft_plugin.routing.tracing import Trace
 
@@ -100,11 +100,10 @@ def report_router(
         DataError: if the log lacks arms or evidence that the router needs, or rewards of some arms.
     """
     weight = router.cost_weight if cost_weight is None else cost_weight
-    figures = evaluate(router, outcomes, cost_weight=weight, frontier=True, seed=seed)
     trace = Trace.of(router, outcomes)
     course = trace.course(weight)
     column = [outcomes.arms.index(arm) for arm in router.arms]
-    points = [Point(p["cost"], p["reward"], "router", p["cost_weight"]) for p in figures["frontier"]]
+    points = [_point(trace, at) for at in frontier_weights(router)]
     setting = router.gate(weight)
     state = "open" if setting.is_open else "closed: every question goes to the best single arm"
     report = build_report(
@@ -128,6 +127,11 @@ def report_router(
         advise(outcomes, report, (*group_topics(outcomes, cost_weight=weight, seed=seed), *topics), adapters),
         _cases(report, outcomes),
     )
+
+
+def _point(trace: Trace, weight: float) -> Point:
+    course = trace.course(weight, gated=False)
+    return Point(round(float(course.cost.mean()), 6), round(float(course.reward.mean()), 6), "router", weight)
 
 
 def single_arm_name(router: Router, weight: float) -> str:

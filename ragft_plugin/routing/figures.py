@@ -151,13 +151,17 @@ def _calibration(course: Course, seed: int, suffix: str) -> dict[str, float]:
     }
 
 
-def _frontier(router: Router, parts: Sequence[Part], n: int) -> list[dict[str, float]]:
-    plan = router.fitted().plan
-    grid = plan.weights
+def frontier_weights(router: Router) -> list[float]:
+    """The cost weights of a router's frontier, from all in to nothing spent."""
+    grid = router.fitted().plan.weights
     # Between two weights of the plan lies one more, so that what is interpolated is seen as well.
     between = np.sqrt(grid[1:-1] * grid[2:]) if len(grid) > 2 else grid[:0]
+    return sorted({*grid.tolist(), *between.tolist(), *([2.0 * float(grid[-1])] if grid[-1] else [])})
+
+
+def _frontier(router: Router, parts: Sequence[Part], n: int) -> list[dict[str, float]]:
     points = []
-    for weight in sorted({*grid.tolist(), *between.tolist(), *([2.0 * float(grid[-1])] if grid[-1] else [])}):
+    for weight in frontier_weights(router):
         free = _pool(parts, n, weight, gated=False)
         gated = _pool(parts, n, weight, gated=True)
         points.append(
