@@ -177,11 +177,23 @@ class LexicalIndex:
         return []  # a writer is merging all the time, so it is alive and well
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files, once nothing of this process reads or writes them any more."""
+        _, writer = self._writing
         self._reading = self._writing = ("", None)
+        if writer is not None:
+            try:
+                # Dropping it would leave merges running, which go on reading mapped files: whoever truncates one of
+                # them after the knowledge base is closed would end this process with a bus error.
+                writer.wait_merging_threads()
+            except (OSError, ValueError) as error:
+                logger.warning("BM25 of %s: a merge failed, nothing is lost: %s", self._folder, error)
         if self._aside is not None:
             self._aside.cleanup()
             self._aside = None
+
+    def stop_writing(self) -> None:
+        """Let go of tantivy's lock without waiting for merges, which are given up."""
+        self._writing = ("", None)
 
     def _sound(self, stamp: Stamp) -> bool:
         # Once per folder and process: afterwards only this process writes it.

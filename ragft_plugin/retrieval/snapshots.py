@@ -132,7 +132,7 @@ class Snapshots:
         try:
             borrowed.acquire(patience=0.0)
             self._lexical.catch_up(self._catalogue, state)
-            self._lexical.close()
+            self._lexical.stop_writing()
         except StoreError as error:
             logger.debug("BM25 of %s: %s", self._folder.parent, error)
             return False

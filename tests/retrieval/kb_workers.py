@@ -143,3 +143,16 @@ def hold(path: str, ready: str) -> None:
     kb.add([Passage("held", "common held", metadata={"n": 0})])
     Path(ready).write_text("ready")
     time.sleep(60)
+
+
+def close_and_truncate(path: str) -> None:
+    """Leave BM25 much to merge, close the knowledge base, and shorten its files in place."""
+    draw = random.Random(1)
+    words = [f"w{i}" for i in range(3000)]
+    with KnowledgeBase.create(path, HashingEncoder(32)) as kb:
+        for round in range(8):
+            kb.add([Passage(f"{round}-{i}", " ".join(draw.choices(words, k=60))) for i in range(600)])
+    for file in Path(path).rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 3)
+    time.sleep(2)  # for what may still be reading

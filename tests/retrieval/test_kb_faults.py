@@ -329,6 +329,14 @@ def test_the_lock_of_a_killed_writer_is_free(
         assert kb.delete(["held"]) == 1
 
 
+def test_nothing_reads_the_files_any_more_once_it_is_closed(
+    spawn: Callable[..., multiprocessing.Process], tmp_path: Path
+) -> None:
+    child = spawn(workers.close_and_truncate, str(tmp_path / "kb"))
+    child.join()
+    assert child.exitcode == 0  # a merge in the background would meet the end of a mapped file: -7, a bus error
+
+
 def test_threads_never_see_half_a_change(tmp_path: Path) -> None:
     read_while_writing(tmp_path / "kb", seconds=3.0, readers=4)
 
