@@ -330,7 +330,7 @@ class KnowledgeBase:
         """Drop removed passages for good and merge segments. Searches go on meanwhile; contents do not change.
 
         Args:
-            index: of the vectors: "flat" (exact), "hnsw", "ivf", or "auto" by their number (see
+            index: of the vectors: "flat" (exact), "pq", "hnsw", "ivf", or "auto" by their number (see
                 ``retrieval.approximate``). Passages added later are searched exactly until the next ``compact``.
         """
         with self._changing() as writer:

@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 INDEXES = "indexes"  # beside the folder of the segments
 _EXACT = 20_000  # so few allowed vectors are searched exactly, index or not
+_SPARE = 8  # candidates beyond k, so that of equal vectors at the end the first in order are returned
 _NAME = re.compile(r"[0-9]{12}-[0-9a-f]{8}")
 
 
@@ -118,7 +119,7 @@ def remove_strangers(folder: Path, known: set[str]) -> None:
 
 def search(
     queries: Vectors, segment: Segment, k: int, allowed: NDArray[np.int64] | None
-) -> tuple[Vectors, NDArray[np.int64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Nearest neighbours in a segment, by its index where it has one and where that finds enough.
 
     Args:
@@ -128,7 +129,8 @@ def search(
         allowed: positions that may be returned, sorted; None for all.
 
     Returns:
-        exact cosines and positions, both of shape (n, min(k, allowed)), best first.
+        cosines to six digits and positions, both of shape (n, min(k, allowed)), best first, equal ones in order of
+        position.
 
     Raises:
         StoreError: the file of the vectors has been found damaged.
@@ -136,21 +138,25 @@ def search(
     if segment.check is not None:
         segment.check.so_far()
     count = len(segment) if allowed is None else len(allowed)
-    if segment.approximate is None or count <= max(_EXACT if allowed is not None else 0, 4 * k):
-        return nearest(queries, segment.vectors, k, allowed)
-    positions = segment.approximate.candidates(queries, k, allowed)
-    if ((positions >= 0).sum(axis=1) < k).any():
-        return nearest(queries, segment.vectors, k, allowed)
-    cosines = np.einsum("nd,nkd->nk", queries, segment.vectors[np.maximum(positions, 0)])
-    cosines[positions < 0] = -np.inf
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    k = min(k, count)
+    if k == 0 or segment.vectors.shape[1] == 0:
+        return np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+    positions = None
+    if segment.approximate is not None and count > max(_EXACT if allowed is not None else 0, 4 * k):
+        positions = segment.approximate.candidates(queries, k, allowed)
+    if positions is None or ((positions >= 0).sum(axis=1) < k).any():
+        positions = nearest(queries, segment.vectors, k + _SPARE, allowed)
+    # Products in float32 differ in their last digits between one query and many, so candidates are compared anew.
+    cosines = np.full(positions.shape, -np.inf)
+    for cosine, query, at in zip(cosines, queries.astype(np.float64), positions, strict=True):
+        there = at >= 0
+        cosine[there] = (segment.vectors[at[there]].astype(np.float64) @ query).round(6)
+    order = np.lexsort((positions, -cosines))[:, :k]
     return np.take_along_axis(cosines, order, 1), np.take_along_axis(positions, order, 1)
 
 
-def nearest(
-    queries: Vectors, vectors: Vectors, k: int, allowed: NDArray[np.int64] | None
-) -> tuple[Vectors, NDArray[np.int64]]:
-    """Exact nearest neighbours by inner product.
+def nearest(queries: Vectors, vectors: Vectors, k: int, allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Nearest neighbours by inner product, by looking at every vector.
 
     Args:
         queries: shape (n, dim).
@@ -159,22 +165,16 @@ def nearest(
         allowed: positions that may be returned, sorted; None for all.
 
     Returns:
-        scores and positions, both of shape (n, min(k, allowed)), best first.
+        positions, shape (n, min(k, allowed)), in any order.
     """
-    count = len(vectors) if allowed is None else len(allowed)
-    k = min(k, count)
-    if k == 0 or vectors.shape[1] == 0:
-        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     if allowed is None:
-        scores, positions = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return scores, positions
-    chosen = vectors[allowed] if 2 * count < len(vectors) else None
-    products = queries @ (vectors.T if chosen is None else chosen.T)
-    if chosen is None:
-        products = products[:, allowed]
-    best = np.argpartition(-products, k - 1, axis=1)[:, :k] if k < count else np.tile(np.arange(k), (len(queries), 1))
-    order = np.take_along_axis(best, np.argsort(-np.take_along_axis(products, best, 1), axis=1, kind="stable"), 1)
-    return np.take_along_axis(products, order, 1), allowed[order]
+        _, positions = faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+        return np.asarray(positions, np.int64)
+    if k >= len(allowed):
+        return np.tile(allowed, (len(queries), 1))
+    few = 2 * len(allowed) < len(vectors)
+    products = queries @ vectors[allowed].T if few else (queries @ vectors.T)[:, allowed]
+    return allowed[np.argpartition(-products, k - 1, axis=1)[:, :k]]
 
 
 def sync_folder(folder: Path) -> None:

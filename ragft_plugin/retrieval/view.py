@@ -80,7 +80,7 @@ class View:
 
     def dense(self, vectors: Vectors, k: int, allowed: Rows | None) -> list[tuple[Scores, Rows]]:
         """Return (cosines, rows) of the nearest rows of each query, best first."""
-        found: list[tuple[Vectors, Rows]] = []
+        found: list[tuple[Scores, Rows]] = []
         for segment in self.segments:
             if allowed is not None:
                 scores, at = search(vectors, segment, k, _positions(segment, allowed))
@@ -96,14 +96,13 @@ class View:
         if not found:
             return [(np.empty(0), np.empty(0, np.int64))] * len(vectors)
         scores, rows = found[0] if len(found) == 1 else [np.concatenate(p, axis=1) for p in zip(*found, strict=True)]
-        # Six digits: the last ones of float32 depend on how many queries were multiplied at once.
-        exact = scores.astype(np.float64).round(6)
         best = []
-        for s, r in zip(exact, rows, strict=True):
+        for s, r in zip(scores, rows, strict=True):
             if len(self.dead):
                 keep = np.isfinite(s)
                 s, r = s[keep], r[keep]
-            s, r = fusion.ordered(s, r)
+            if len(found) > 1:
+                s, r = fusion.ordered(s, r)
             best.append((s[:k], r[:k]))
         return best
 

@@ -11,7 +11,7 @@ import pytest
 
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.retrieval import KnowledgeBase
-from ragft_plugin.retrieval.approximate import kind_for
+from ragft_plugin.retrieval.approximate import AIM, build, kind_for
 from ragft_plugin.types import Passage
 
 COUNT, DIM = 3000, 32
@@ -36,7 +36,7 @@ def passage(n: int) -> Passage:
     return Passage(f"p{n}", f"passage {n}", metadata={"n": n})
 
 
-@pytest.fixture(params=["hnsw", "ivf"])
+@pytest.fixture(params=["pq", "hnsw", "ivf"])
 def kb(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     with KnowledgeBase.create(tmp_path / "kb", Clustered()) as made:
         made.add([passage(n) for n in range(COUNT)])
@@ -115,7 +115,23 @@ def test_an_index_survives_reopening(kb: KnowledgeBase) -> None:
 
 
 def test_the_kind_follows_the_size() -> None:
-    assert [kind_for(n) for n in (1, 50_000, 50_001, 400_000, 400_001)] == ["flat", "flat", "hnsw", "hnsw", "ivf"]
+    assert [kind_for(n) for n in (1, 50_000, 50_001, 4_000_000, 4_000_001)] == ["flat", "flat", "pq", "pq", "ivf"]
+
+
+@pytest.mark.parametrize("dim", [2, 7, 12, 31])
+def test_any_number_of_dimensions_can_be_quantised(dim: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((2000, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = build(vectors, "pq")
+    assert index is not None
+    assert index.recall >= AIM
+
+
+def test_answers_are_the_same_alone_and_in_a_batch(kb: KnowledgeBase) -> None:
+    questions = [f"q {COUNT + n}" for n in range(70)]
+    for filter in (None, {"n": {"$gte": 100}}):
+        alone = [kb.retrieve([question], 7, filter, mode="dense")[0] for question in questions]
+        assert kb.retrieve(questions, 7, filter, mode="dense") == alone
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
