@@ -36,17 +36,24 @@ TURN = 50  # queries that one store answers before it is the next one's turn
 WORDS = [f"w{i}" for i in range(5000)]
 
 
-def clustered(count: int, *, seed: int) -> np.ndarray:
-    """Return unit vectors, shape (count, 384), float32: 5,000 clusters, each with 24 directions of its own.
+def clustered(count: int, *, seed: int, shared: bool = False) -> np.ndarray:
+    """Return unit vectors, shape (count, 384), float32: 5,000 clusters, within each noise in 24 directions.
 
-    A vector is its centre plus noise of 0.75 of the centre's length, so that its cosine with the centre is about 0.8
-    and that with another vector of its cluster about 0.64, as between texts on one subject under a sentence encoder.
+    With directions of each cluster's own, a vector is its centre plus noise of 0.75 of the centre's length, so that
+    its cosine with the centre is about 0.8 and that with another vector of its cluster about 0.64, as between texts on
+    one subject under a sentence encoder. With ``shared`` directions the noise is as long as the centre and the same 24
+    directions serve all clusters, so that the neighbours of a vector lie in hundreds of clusters: harder for an index
+    that relies on clusters than texts are.
     """
     shape = np.random.default_rng(0)
     centres = shape.standard_normal((5000, DIM)).astype(np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    bases = shape.standard_normal((5000, INTRINSIC, DIM)).astype(np.float32)
-    bases *= 0.75 / np.sqrt(INTRINSIC * DIM)
+    if shared:
+        bases = np.linalg.qr(shape.standard_normal((DIM, INTRINSIC)))[0].T[None].astype(np.float32)
+        bases /= np.sqrt(INTRINSIC)
+    else:
+        bases = shape.standard_normal((5000, INTRINSIC, DIM)).astype(np.float32)
+        bases *= 0.75 / np.sqrt(INTRINSIC * DIM)
     draw = np.random.default_rng(seed)
     vectors = np.empty((count, DIM), np.float32)
     for start in range(0, count, 65_536):
@@ -56,7 +63,8 @@ def clustered(count: int, *, seed: int) -> np.ndarray:
         order = np.argsort(of, kind="stable")
         block = np.empty((size, DIM), np.float32)
         for rows in np.split(order, np.flatnonzero(np.diff(of[order])) + 1):
-            block[rows] = centres[of[rows[0]]] + noise[rows] @ bases[of[rows[0]]]
+            cluster = of[rows[0]]
+            block[rows] = centres[cluster] + noise[rows] @ bases[0 if shared else cluster]
         vectors[start : start + size] = block
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ragft_plugin.adapter_records import AdapterRecords
 from ragft_plugin.arms import Arm
 from ragft_plugin.config import Config, parse_arm
-from ragft_plugin.errors import ConfigError
+from ragft_plugin.errors import ConfigError, StoreError
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.routing import Router
 from ragft_plugin.types import Encoder, Generator
@@ -24,7 +24,7 @@ from ragft_plugin.types import Encoder, Generator
 if TYPE_CHECKING:
     from ragft_plugin.evaluation.decision_log import DecisionLog
     from ragft_plugin.lora import LoraModel
-    from ragft_plugin.retrieval import KnowledgeBase
+    from ragft_plugin.retrieval import Chunker, KnowledgeBase
 
 MakeGenerator = Callable[[str | None], Generator]
 
@@ -76,15 +76,32 @@ class Project:
                 raise ConfigError("no knowledge_base is set in ragft.yaml")
             path = self.config.path(self.config.knowledge_base)
             if KnowledgeBase.exists(path):
-                opened = KnowledgeBase.open(path, read_only=not create)
+                opened = KnowledgeBase.open(path, encoder=self._encoder(), read_only=not create)
             elif create:
-                encoder = self.config.encoder
-                opened = KnowledgeBase.create(path, encoder=None if encoder == "none" else encoder)
+                unnamed = self.config.encoder is None
+                opened = KnowledgeBase.create(path, encoder="hashing" if unnamed else self._encoder())
             else:
                 raise ConfigError(f"there is no knowledge base at {path}; fill one with: ragft index DOCUMENTS")
             self._stack.callback(opened.close)
+            if self.config.encoder == "none" and not opened.fingerprint.startswith("bm25@"):
+                raise StoreError(f"{path} holds vectors, and ragft.yaml says encoder: none; leave that setting out")
             self._knowledge_base = opened
         return self._knowledge_base
+
+    def _encoder(self) -> Encoder | None:
+        """The encoder that the settings name, None where they name none."""
+        from ragft_plugin.retrieval.encoders import ENCODERS, named_encoder
+
+        name = self.config.encoder
+        if name is None or name == "none":
+            return None
+        return named_encoder(name if name in ENCODERS else str(self.config.path(name)))
+
+    def chunker(self) -> Chunker:
+        """How documents are cut."""
+        from ragft_plugin.retrieval import Chunker
+
+        return Chunker(self.config.chunks.size, self.config.chunks.overlap)
 
     def model(self) -> LoraModel:
         """The local model with its adapters, loaded once.

@@ -89,6 +89,19 @@ class Costs(Strict):
     arms: dict[Annotated[str, AfterValidator(_valid_arm)], float] = {}
 
 
+class Chunks(Strict):
+    """How ``ragft index`` cuts documents: at most so many characters, and so many shared by neighbours."""
+
+    size: int = Field(default=1000, ge=1)
+    overlap: int = Field(default=100, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_is_less_than_all(self) -> Chunks:
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap must be less than size; got size {self.size}, overlap {self.overlap}")
+        return self
+
+
 class Generation(Strict):
     """Defaults for every generator."""
 
@@ -103,7 +116,10 @@ class Config(Strict):
         base: folder or hub name of the base model (any Hugging Face causal LM).
         server: generate there instead of locally.
         knowledge_base: folder of the knowledge base.
-        encoder: ``hashing``, ``minilm``, or ``none`` for BM25 alone.
+        encoder: ``hashing``, ``minilm``, ``none`` for BM25 alone, or the folder of an encoder that ``export_onnx`` or
+            ``StaticEncoder.save`` has made. A knowledge base stays with the one it was made with, and another is
+            refused; not set, it is ``hashing`` for a new one.
+        chunks: how documents are cut.
         adapters: name -> folder of each LoRA adapter.
         known_until: name -> day up to which an adapter knows the world, where its data are older than its training;
             passages changed later make it stale.
@@ -120,7 +136,8 @@ class Config(Strict):
     base: str = "pocket"
     server: Server | None = None
     knowledge_base: str | None = "knowledge_base"
-    encoder: Literal["hashing", "minilm", "none"] = "hashing"
+    encoder: str | None = None
+    chunks: Chunks = Chunks()
     adapters: dict[str, str] = {}
     known_until: dict[str, date | datetime] = {}
     arms: list[Annotated[str, AfterValidator(_valid_arm)]] = []

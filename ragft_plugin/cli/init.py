@@ -19,7 +19,8 @@ base: {base}
 
 # Filled by: ragft index DOCUMENTS
 knowledge_base: knowledge_base
-encoder: {encoder}          # hashing (no model) | minilm (extra "embedded") | none (BM25 alone)
+encoder: {encoder}          # hashing (no model) | minilm (extra "embedded") | none (BM25 alone) | folder of a saved one
+# chunks: {{size: 1000, overlap: 100}}    # how documents are cut, in characters
 
 # Made by: ragft train ROWS.jsonl --name NAME
 adapters: {{}}

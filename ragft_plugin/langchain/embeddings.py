@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain_core.embeddings import Embeddings
 
-from ragft_plugin.retrieval.wrappers import EmbeddingsEncoder
+from ragft_plugin.retrieval.wrappers import EmbeddingsEncoder, encode_queries
 from ragft_plugin.types import Encoder
 
 __all__ = ["EmbeddingsEncoder", "EncoderEmbeddings"]
@@ -28,10 +28,15 @@ class EncoderEmbeddings(Embeddings):
             encoder = named_encoder(encoder)
         self.encoder: Encoder = encoder
 
+    @property
+    def wrapped_encoder(self) -> Encoder | None:
+        """The encoder, where these are its vectors unchanged; a class derived from this one may change them."""
+        return self.encoder if type(self) is EncoderEmbeddings else None
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per text, all encoded as one batch."""
         return [[float(x) for x in vector] for vector in self.encoder.encode(texts)] if texts else []
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a question."""
-        return self.embed_documents([text])[0]
+        return [float(x) for x in encode_queries(self.encoder, [text])[0]]

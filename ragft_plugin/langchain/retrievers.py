@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -58,44 +62,130 @@ def from_retriever(source: BaseRetriever | VectorStore | Runnable[str, list[Docu
 class RunnableRetriever:
     """A Runnable from a question to documents, as a retriever of the pipeline.
 
+    An access filter always holds: it is checked on whatever comes back, handed down or not. From outside nothing tells
+    a source that obeys a filter from one that drops it, as LangChain does with keywords that a retriever lacks, and
+    many a store with filters that it does not know. Where that leaves fewer than ``k`` and there is more, more is asked
+    for, twice at most.
+
     Args:
         source: asked through ``batch`` and ``abatch``, with the callbacks of the run that asks. ``k`` and ``filter``
-            are handed over if it takes them; if not, what it finds is cut to ``k`` and sieved by the filter.
+            are handed over if it takes them. A filter of its own stays in force beside the caller's.
     """
 
     def __init__(self, source: Runnable[str, list[Document]]) -> None:
         self.source = source
-        self._takes = _keywords(source)
+        self._takes = _keywords(source, "_get_relevant_documents")
+        # Where only the sync method takes keywords, LangChain hands them to the async one all the same, which fails.
+        self._waits = self._takes <= _keywords(source, "_aget_relevant_documents")
 
     def retrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
         """Up to ``k`` passages per query, best first.
 
         Raises:
+            ConfigError: if the filter does not follow the grammar.
             GenerationError: if the source returns something else than a list of documents.
         """
-        found = self.source.batch(list(queries), configs_of(queries), **self._options(k, filter))
-        return [self._passages(documents, k, filter) for documents in found]
+        search = _Search(self.source, self._takes, queries, k, filter)
+        while asked := search.queries:
+            search.take(self.source.batch(asked, configs_of(asked), **search.options))
+        return search.found
 
     async def aretrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
         """As ``retrieve``, without blocking the event loop."""
-        found = await self.source.abatch(list(queries), configs_of(queries), **self._options(k, filter))
-        return [self._passages(documents, k, filter) for documents in found]
+        if not self._waits:
+            return await asyncio.to_thread(self.retrieve, queries, k, filter)
+        search = _Search(self.source, self._takes, queries, k, filter)
+        while asked := search.queries:
+            search.take(await self.source.abatch(asked, configs_of(asked), **search.options))
+        return search.found
 
-    def _options(self, k: int, filter: Filter | None) -> dict[str, Any]:
-        asked = {"k": k, "filter": filter or None}
-        return {name: value for name, value in asked.items() if name in self._takes and value is not None}
 
-    def _passages(self, documents: object, k: int, filter: Filter | None) -> list[Passage]:
-        if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
-            raise GenerationError(
-                f"{type(self.source).__name__} returned {type(documents).__name__} instead of a list of documents"
-            )
-        if filter and "filter" not in self._takes:
-            # An access filter that is ignored would show documents to those who may not see them.
+# How many times k is asked for, as long as the filter leaves fewer than k.
+_DEPTHS = (1, 8, 64)
+
+
+class _Search:
+    """One retrieval under way: what to ask next, and what has been found so far.
+
+    Attributes:
+        found: passages of every query.
+    """
+
+    def __init__(
+        self,
+        source: Runnable[str, list[Document]],
+        takes: frozenset[str],
+        queries: Sequence[str],
+        k: int,
+        filter: Filter | None,
+    ) -> None:
+        if filter:
             check(filter)
-            documents = [one for one in documents if matches(filter, one.metadata)]
-        # Without scores of its own, the order tells the relevance: 1, 1/2, 1/3, ...
-        return [passage_from(one, score=1.0 / rank) for rank, one in enumerate(documents[:k], 1)]
+        self.found: list[list[Passage]] = [[] for _ in queries]
+        self._source, self._takes, self._k, self._filter = source, takes, k, filter
+        self._open = dict(enumerate(queries))
+        self._depths = [times * k for times in (_DEPTHS if "k" in takes else _DEPTHS[:1])]
+
+    @property
+    def queries(self) -> list[str]:
+        """What is not answered yet."""
+        return list(self._open.values())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the source is told beside the queries."""
+        inner, depth = _innermost(self._source), self._depths[0]
+        own = getattr(inner, "search_kwargs", None) or {}
+        options: dict[str, Any] = {"k": depth} if "k" in self._takes else {}
+        if depth > self._k and getattr(inner, "search_type", None) == "mmr":
+            # Or the store would choose among its few nearest, however many are asked for.
+            options["fetch_k"] = max(depth, own.get("fetch_k", 0))
+        # A filter at the call would replace the retriever's own, and let through what that keeps back.
+        if self._filter and "filter" in self._takes and own.get("filter") is None:
+            in_memory = isinstance(getattr(inner, "vectorstore", None), InMemoryVectorStore)
+            options["filter"] = self._permits if in_memory else self._filter
+        return options
+
+    def take(self, answers: Sequence[object]) -> None:
+        """Keep what came back for ``queries``, as far as the filter permits."""
+        depth, *self._depths = self._depths
+        short: dict[int, str] = {}
+        for (i, query), documents in zip(self._open.items(), answers, strict=True):
+            if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
+                raise GenerationError(
+                    f"{type(self._source).__name__} returned {type(documents).__name__} instead of a list of documents"
+                )
+            kept = [one for one in documents if self._permits(one)]
+            # Without scores of its own, the order tells the relevance: 1, 1/2, 1/3, ...
+            self.found[i] = [passage_from(one, score=1.0 / rank) for rank, one in enumerate(kept[: self._k], 1)]
+            if self._depths and len(kept) < self._k and len(documents) >= depth:
+                short[i] = query
+        self._open = short
+
+    def _permits(self, document: Document) -> bool:
+        return not self._filter or matches(self._filter, _comparable(document.metadata))
+
+
+def _innermost(source: Runnable[str, list[Document]]) -> Runnable[str, list[Document]]:
+    """The retriever that those around it, which compress or re-rank, hand their keywords down to."""
+    while isinstance(inner := getattr(source, "base_retriever", None), BaseRetriever):
+        source = inner
+    return source
+
+
+def _comparable(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with values that filters can compare: stores also return what numpy or their database made of them."""
+    return {key: _plain(value) for key, value in metadata.items()}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, UUID) else value
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):
@@ -148,11 +238,11 @@ def _scored(pairs: Sequence[tuple[Document, float]]) -> list[Document]:
     ]
 
 
-def _keywords(source: Runnable[str, list[Document]]) -> frozenset[str]:
-    """Which of ``k`` and ``filter`` the source takes at call time."""
+def _keywords(source: Runnable[str, list[Document]], method: str) -> frozenset[str]:
+    """Which of ``k`` and ``filter`` a method of the source takes at call time."""
     if not isinstance(source, BaseRetriever):
         return frozenset()
-    parameters = inspect.signature(source._get_relevant_documents).parameters
+    parameters = inspect.signature(getattr(source, method)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return frozenset({"k", "filter"})
     return frozenset({"k", "filter"} & set(parameters))

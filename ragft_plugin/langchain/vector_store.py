@@ -16,7 +16,6 @@ from langchain_core.vectorstores import VectorStore
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.langchain.embeddings import EmbeddingsEncoder, EncoderEmbeddings
 from ragft_plugin.retrieval import KnowledgeBase
-from ragft_plugin.retrieval.encoders import checked_vectors
 from ragft_plugin.retrieval.fusion import mmr
 from ragft_plugin.types import Filter, Passage
 
@@ -30,7 +29,7 @@ class KnowledgeBaseVectorStore(VectorStore):
 
     Args:
         knowledge_base: opened or just created.
-        mode: how to rank: "hybrid", "dense", "bm25" or "rrf"; None means the knowledge base's default.
+        mode: how to rank: "hybrid", "dense", "bm25", "rrf" or "mmr"; None means the knowledge base's default.
 
     Example:
         >>> import tempfile
@@ -55,8 +54,7 @@ class KnowledgeBaseVectorStore(VectorStore):
             **options: ``mode``; the rest is for ``KnowledgeBase.create``.
         """
         mode = options.pop("mode", None)
-        encoder: Any = "hashing" if embedding is None else EmbeddingsEncoder(embedding)
-        return cls(KnowledgeBase.create(path, encoder, **options), mode=mode)
+        return cls(KnowledgeBase.create(path, "hashing" if embedding is None else embedding, **options), mode=mode)
 
     @classmethod
     def open(cls, path: str | Path, embedding: Embeddings | None = None, **options: Any) -> Self:
@@ -64,15 +62,14 @@ class KnowledgeBaseVectorStore(VectorStore):
 
         Args:
             path: the directory.
-            embedding: the one it was created with, if it was.
+            embedding: the one it was created with, if it was; any that makes the same vectors will do.
             **options: ``mode``; the rest is for ``KnowledgeBase.open``.
 
         Raises:
             StoreError: if there is none, or it was made with other embeddings.
         """
         mode = options.pop("mode", None)
-        encoder = None if embedding is None else EmbeddingsEncoder(embedding)
-        return cls(KnowledgeBase.open(path, encoder=encoder, **options), mode=mode)
+        return cls(KnowledgeBase.open(path, encoder=embedding, **options), mode=mode)
 
     @classmethod
     def from_texts(
@@ -158,11 +155,7 @@ class KnowledgeBaseVectorStore(VectorStore):
             filter: condition on metadata.
             **kwargs: ``mode`` and ``threshold`` of ``KnowledgeBase.retrieve``.
         """
-        options = {"mode": self.mode, **kwargs}
-        encoder = self.knowledge_base.encoder
-        if isinstance(encoder, EmbeddingsEncoder) and options["mode"] != "bm25" and query.strip():
-            options["vectors"] = encoder.encode_queries([query])
-        (found,) = self.knowledge_base.retrieve([query], k, filter, **options)
+        (found,) = self.knowledge_base.retrieve([query], k, filter, **{"mode": self.mode, **kwargs})
         return [(_document(passage), passage.score) for passage in found]
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
@@ -191,10 +184,9 @@ class KnowledgeBaseVectorStore(VectorStore):
             lambda_mult: 1 looks at nearness alone, 0 at difference alone.
             **kwargs: ``filter``.
         """
-        embeddings = self.embeddings
-        if embeddings is None:
+        if self.knowledge_base.encoder is None:
             raise ConfigError("this knowledge base has no vectors, so nothing tells which documents are alike")
-        vector = embeddings.embed_query(query)
+        (vector,) = self.knowledge_base.encode([query]).tolist()
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
 
     def max_marginal_relevance_search_by_vector(
@@ -202,10 +194,7 @@ class KnowledgeBaseVectorStore(VectorStore):
     ) -> list[Document]:
         """As ``max_marginal_relevance_search``, for a vector."""
         found = self._nearest(embedding, fetch_k, kwargs.get("filter"))
-        encoder = self.knowledge_base.encoder
-        if not found or encoder is None:
-            return []
-        vectors = checked_vectors(encoder, [passage.text for passage in found], None)
+        vectors = self.knowledge_base.vectors([passage.id for passage in found])
         relevance = np.array([passage.score for passage in found])
         return [_document(found[i]) for i in mmr(relevance, vectors, k, weight=lambda_mult)]
 
@@ -215,15 +204,34 @@ class KnowledgeBaseVectorStore(VectorStore):
         options = {**options, "mode": "dense", "vectors": vectors}
         return self.knowledge_base.retrieve(["(a vector)"], k, filter, **options)[0]
 
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        # The inherited method takes the scale before it looks at the call, which may name another mode than the store.
+        found = self.similarity_search_with_score(query, k, **kwargs)
+        scaled = self._scale(kwargs.get("mode", self.mode))
+        return [(document, scaled(score)) for document, score in found]
+
+    async def _asimilarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        return await asyncio.to_thread(self._similarity_search_with_relevance_scores, query, k, **kwargs)
+
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        mode = self.mode or ("bm25" if self.knowledge_base.encoder is None else "hybrid")
-        scales: dict[str, Callable[[float], float]] = {
-            "hybrid": lambda score: score,
-            "dense": lambda cosine: (1.0 + cosine) / 2.0,
-            "rrf": lambda score: score * 61.0 / 2.0,
-            "bm25": lambda score: score / (1.0 + score),
-        }
-        return scales[mode]
+        return self._scale(self.mode)
+
+    def _scale(self, mode: str | None) -> Callable[[float], float]:
+        return _SCALES[mode or ("bm25" if self.knowledge_base.encoder is None else "hybrid")]
+
+
+# Scores of each mode -> relevance from 0 to 1, as LangChain wants it.
+_SCALES: dict[str, Callable[[float], float]] = {
+    "hybrid": lambda score: score,
+    "dense": lambda cosine: (1.0 + cosine) / 2.0,
+    "mmr": lambda cosine: (1.0 + cosine) / 2.0,
+    "rrf": lambda score: score * 61.0 / 2.0,
+    "bm25": lambda score: score / (1.0 + score),
+}
 
 
 def _document(passage: Passage) -> Document:

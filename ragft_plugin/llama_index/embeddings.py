@@ -8,7 +8,7 @@ from typing import Any
 from llama_index.core.embeddings import BaseEmbedding
 from pydantic import PrivateAttr
 
-from ragft_plugin.retrieval.wrappers import EmbeddingEncoder
+from ragft_plugin.retrieval.wrappers import EmbeddingEncoder, encode_queries
 from ragft_plugin.types import Encoder
 
 __all__ = ["EmbeddingEncoder", "EncoderEmbedding"]
@@ -34,6 +34,11 @@ class EncoderEmbedding(BaseEmbedding):
         """Return the name under which LlamaIndex writes the class down."""
         return "EncoderEmbedding"
 
+    @property
+    def wrapped_encoder(self) -> Encoder | None:
+        """The encoder, where these are its vectors unchanged; a class derived from this one may change them."""
+        return self._encoder if type(self) is EncoderEmbedding else None
+
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return [[float(x) for x in vector] for vector in self._encoder.encode(texts)]
 
@@ -41,7 +46,7 @@ class EncoderEmbedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self._get_text_embedding(query)
+        return [float(x) for x in encode_queries(self._encoder, [query])[0]]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)

@@ -11,6 +11,7 @@ from llama_index.core.vector_stores.types import (
     MetadataFilter,
     MetadataFilters,
 )
+from pydantic import ValidationError
 
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.types import Filter
@@ -32,6 +33,9 @@ _BACK = {name: operator for operator, name in _OPERATORS.items()}
 def filter_from(filters: MetadataFilters | None) -> Filter | None:
     """The package's filter of LlamaIndex' ``MetadataFilters``.
 
+    ``IS_EMPTY`` holds for a missing value, null and the empty text; not for an empty list, since the grammar compares
+    no lists.
+
     Raises:
         ConfigError: for an operator that matches text inside a value, which the grammar does not have.
     """
@@ -49,8 +53,8 @@ def metadata_filters_from(filter: Filter | None) -> MetadataFilters | None:
     """LlamaIndex' ``MetadataFilters`` of the package's filter.
 
     Raises:
-        ConfigError: for what LlamaIndex cannot say: ``$exists``, true, false and null as values, an empty list of
-            alternatives.
+        ConfigError: for what LlamaIndex cannot say: ``$exists``, true, false and null as values or among them, values
+            of several types, an empty list of alternatives.
     """
     if not filter:
         return None
@@ -73,7 +77,7 @@ def _part(one: MetadataFilter | MetadataFilters) -> dict[str, Any]:
     if isinstance(one, MetadataFilters):
         return dict(filter_from(one) or {})
     if one.operator == FilterOperator.IS_EMPTY:
-        return {one.key: {"$eq": None}}
+        return {one.key: {"$in": [None, ""]}}
     if one.operator in (FilterOperator.ANY, FilterOperator.ALL):
         values = one.value if isinstance(one.value, list) else [one.value]
         joined = "$or" if one.operator == FilterOperator.ANY else "$and"
@@ -95,4 +99,7 @@ def _comparison(key: str, name: str, value: Any) -> MetadataFilter:
     if name not in _BACK or value is None or isinstance(value, bool):
         raise ConfigError(f"filter on {key!r}: {name} {value!r} cannot be said as MetadataFilters")
     listed = list(value) if isinstance(value, (list, tuple, set, frozenset)) else value
-    return MetadataFilter(key=key, value=listed, operator=_BACK[name])
+    try:
+        return MetadataFilter(key=key, value=listed, operator=_BACK[name])
+    except ValidationError as error:
+        raise ConfigError(f"filter on {key!r}: {name} {value!r} cannot be said as MetadataFilters") from error

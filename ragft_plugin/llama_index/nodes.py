@@ -21,8 +21,8 @@ from ragft_plugin.types import Decision, Passage
 # Where a node lies in the metadata of a passage of a knowledge base, and the id of its document.
 NODE_KEYS = ("_node_content", "_node_type")
 REF_KEY = "_ref_doc_id"
-# Where a knowledge base notes how it found a passage; nothing for a model to read.
-_HIDDEN = ("kb",)
+# Where a knowledge base notes how it found a passage, and of which document it is; nothing for a model to read.
+_HIDDEN = ("kb", REF_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ def _node(passage: Passage) -> BaseNode:
         return passage.node
     if all(key in passage.metadata for key in NODE_KEYS):
         return metadata_dict_to_node(dict(passage.metadata), text=passage.text)
-    source = passage.metadata.get("source")
-    related = {} if source is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(source))}
+    document = passage.metadata.get(REF_KEY, passage.metadata.get("source"))
+    related = {} if document is None else {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(document))}
     return TextNode(
         id_=passage.id,
         text=passage.text,

@@ -24,6 +24,7 @@ from ragft_plugin.errors import ConfigError
 from ragft_plugin.llama_index.filters import metadata_filters_from
 from ragft_plugin.llama_index.nodes import passage_from
 from ragft_plugin.llama_index.waiting import inherits
+from ragft_plugin.retrieval.filters import check, matches
 from ragft_plugin.types import Filter, Passage, Retriever
 
 
@@ -44,11 +45,17 @@ class NodeRetriever:
         self.node_postprocessors = tuple(node_postprocessors)
 
     def retrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
-        """Return up to ``k`` passages per query, best first."""
+        """Return up to ``k`` passages per query, best first.
+
+        Raises:
+            ConfigError: if the filter does not follow the grammar.
+        """
+        check(filter or {})
         return [self._find(query, k, filter) for query in queries]
 
     async def aretrieve(self, queries: Sequence[str], k: int, filter: Filter | None = None) -> list[list[Passage]]:
         """As ``retrieve``, all queries at once, without blocking the event loop."""
+        check(filter or {})
         return list(await asyncio.gather(*(self._afind(query, k, filter) for query in queries)))
 
     def _find(self, query: str, k: int, filter: Filter | None) -> list[Passage]:
@@ -135,7 +142,5 @@ def _comparisons(filter: Filter) -> list[MetadataFilter | MetadataFilters]:
 def _passages(nodes: Sequence[NodeWithScore], k: int, filter: Filter | None) -> list[Passage]:
     found = [passage_from(node) for node in nodes]
     if filter:
-        from ragft_plugin.retrieval.filters import matches
-
         found = [passage for passage in found if matches(filter, passage.metadata)]
     return found[: max(k, 0)]

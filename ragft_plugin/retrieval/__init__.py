@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     )
     from ragft_plugin.retrieval.encoders import HashingEncoder, MiniLMEncoder
     from ragft_plugin.retrieval.imports import faiss_vectors, import_faiss_store, import_index
-    from ragft_plugin.retrieval.indexing import IndexReport, Skipped, index_folder
+    from ragft_plugin.retrieval.indexing import IndexReport, index_folder
     from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
     from ragft_plugin.retrieval.onnx_encoder import OnnxEncoder, export_onnx
     from ragft_plugin.retrieval.parents import ParentChunker, ParentRetriever
     from ragft_plugin.retrieval.readers import read_document
     from ragft_plugin.retrieval.reranking import CrossEncoderScorer, Reranked
     from ragft_plugin.retrieval.static_encoder import StaticEncoder
+    from ragft_plugin.retrieval.survey import Skipped
     from ragft_plugin.retrieval.wrappers import (
         EmbeddingEncoder,
         EmbeddingsEncoder,
@@ -51,7 +52,7 @@ _HOMES = {
     "Positive": "encoder_tuning",
     "Reranked": "reranking",
     "SentenceTransformersEncoder": "wrappers",
-    "Skipped": "indexing",
+    "Skipped": "survey",
     "StaticEncoder": "static_encoder",
     "as_encoder": "wrappers",
     "deduplicated": "chunking",

@@ -51,7 +51,7 @@ class BoundEncoder:
         )
 
     def query_vectors(
-        self, texts: Sequence[str], given: NDArray[Any] | None, asked: Sequence[int], dim: int
+        self, texts: Sequence[str], given: NDArray[Any] | None, asked: Sequence[int], count: int, dim: int
     ) -> NDArray[np.float32]:
         """Return the vectors of queries, shape (len(asked), dim).
 
@@ -59,13 +59,14 @@ class BoundEncoder:
             texts: the queries that are asked.
             given: vectors of all queries where they are known already.
             asked: which of all queries the texts are.
+            count: number of all queries.
             dim: of the stored vectors.
         """
         if given is None:
             return checked_vectors(self.needed(), texts, dim, queries=True)
         vectors = np.asarray(given, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != dim or len(vectors) <= asked[-1]:
-            raise ConfigError(f"vectors must be of shape (queries, {dim}); got {vectors.shape}")
+        if vectors.shape != (count, dim):
+            raise ConfigError(f"vectors must be of shape ({count}, {dim}), one row per query; got {vectors.shape}")
         if len(asked) < len(vectors):
             vectors = vectors[asked]
         off = np.abs(np.einsum("nd,nd->n", vectors, vectors) - 1.0).max(initial=0.0)
@@ -91,6 +92,9 @@ class BoundEncoder:
         vectors = np.asarray(given, dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.shape[1]:
             raise DataError(f"vectors must be of shape ({len(ids)}, dim), one row per passage; got {vectors.shape}")
+        dim = getattr(self.encoder, "dim", None)
+        if isinstance(dim, int) and vectors.shape[1] != dim:
+            raise DataError(f"the vectors have {vectors.shape[1]} dimensions, those of {self.fingerprint} have {dim}")
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise DataError(f"the vector of passage {ids[int(np.argmin(finite))]!r} holds NaN or infinity")

@@ -9,6 +9,7 @@ where the reader knows them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.types import Metadata, Passage
+
+_LINE = 50_000  # characters
+_LONG_LINE = re.compile(rf"[^\n]{{{_LINE + 1},}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,11 @@ class Chunker:
         repeats: Counter[str] = Counter()
         passages = []
         for document in documents:
-            chunks = splitters[document.markdown].chunk_indices(document.text)
+            chunks = [
+                (offset + start, text)
+                for offset, part in _manageable(document.text)
+                for start, text in splitters[document.markdown].chunk_indices(part)
+            ]
             for number, (start, text) in enumerate(chunks, start=1):
                 place = {"start": start, "end": start + len(text)}
                 if document.id is None:
@@ -94,6 +102,18 @@ class Chunker:
                     id = document.id if len(chunks) == 1 else f"{document.id}#{number}"
                 passages.append(Passage(id, text, metadata={**document.metadata, **place}))
         return passages
+
+
+def _manageable(text: str) -> Iterator[tuple[int, str]]:
+    """Yield a text with its offset, cut at spaces within lines so long that the splitter takes quadratic time."""
+    begin = 0
+    for line in _LONG_LINE.finditer(text):
+        at = line.start()
+        while line.end() - at > _LINE:
+            cut = text.rfind(" ", at, at + _LINE) + 1 or at + _LINE
+            yield begin, text[begin:cut]
+            begin = at = cut
+    yield begin, text[begin:]
 
 
 def _content_id(source: str, text: str, repeats: Counter[str]) -> str:

@@ -30,7 +30,7 @@ class DistinctTexts:
     """
 
     def __init__(self, kb: KnowledgeBase, mark: str, before: Mapping[str, str], checksums: Mapping[str, str]) -> None:
-        self._mark, self._checksums = mark, checksums
+        self._mark, self._checksums, self._before = mark, checksums, before
         self._unchanged = {source for source in checksums if self._stands(source, before.get(source, ""))}
         self._owners: dict[bytes, str] = {}
         self.left_out = 0
@@ -66,4 +66,8 @@ class DistinctTexts:
         if not remembered.startswith(start):
             return False
         owners = json.loads(remembered[len(start) :])
-        return all(self._checksums.get(owner) == checksum for owner, checksum in owners.items())
+        return all(
+            # An owner that was refused in the end keeps nothing.
+            self._checksums.get(owner) == checksum and self._before.get(owner, "").startswith(self._mark + checksum)
+            for owner, checksum in owners.items()
+        )

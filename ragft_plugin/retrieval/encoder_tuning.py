@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from ragft_plugin.evaluation.answers import contains
 from ragft_plugin.evaluation.intervals import Interval, paired_bootstrap
 from ragft_plugin.evaluation.outcome import Outcome
 from ragft_plugin.evaluation.ranking import hit, reciprocal_rank
+from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoder_model import load_model, train_model, weights_fingerprint
 from ragft_plugin.retrieval.encoders import unit
 from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
+from ragft_plugin.retrieval.layout import DATABASE
 from ragft_plugin.retrieval.wrappers import SentenceTransformersEncoder
 from ragft_plugin.types import FloatArray, Passage
 
@@ -195,7 +198,10 @@ def tune_encoder(
 
 
 def reencode(knowledge_base: KnowledgeBase, report: EncoderReport, path: str | Path) -> KnowledgeBase:
-    """A new knowledge base with the same passages, encoded by the tuned encoder; the old one stays as it is.
+    """A new knowledge base like the old one, encoded by the tuned encoder; the old one stays as it is.
+
+    It has the same passages, the same settings, and the digests of the files that were indexed, so that indexing them
+    again encodes nothing anew.
 
     Args:
         knowledge_base: the old one.
@@ -206,8 +212,23 @@ def reencode(knowledge_base: KnowledgeBase, report: EncoderReport, path: str | P
         ConfigError: if the tuned encoder was not kept.
     """
     encoder = report.encoder()
-    made = KnowledgeBase.create(path, encoder)
-    made.add(knowledge_base.get(knowledge_base.ids()))
+    with closing(Catalogue(knowledge_base.path / DATABASE, read_only=True)) as catalogue:
+        settings = catalogue.settings()
+    # Digests first: should a file be indexed meanwhile, an old digest has it read again, a new one would never.
+    digests = knowledge_base.sources()
+    passages = knowledge_base.get(knowledge_base.ids())
+    files: dict[str, list[Passage]] = {source: [] for source in digests}
+    for passage in passages:
+        source = passage.metadata.get("source")
+        if isinstance(source, str) and source in files:
+            files[source].append(passage)
+    made = KnowledgeBase.create(path, encoder, require_filter=settings.require_filter, language=settings.language)
+    try:
+        made.add(passages)
+        made.replace_sources({source: (held, digests[source]) for source, held in files.items()})
+    except BaseException:
+        made.close()
+        raise
     return made
 
 

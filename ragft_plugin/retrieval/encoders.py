@@ -210,11 +210,25 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {"hashing": HashingEncoder, "minilm
 
 
 def named_encoder(name: str) -> Encoder:
-    """Return a new encoder of this package by its name, "hashing" or "minilm"."""
-    if name not in ENCODERS:
+    """Return a new encoder of this package by its name, "hashing" or "minilm", or by the folder it was saved in.
+
+    Raises:
+        ConfigError: no such name or folder.
+        StoreError: the folder holds no encoder.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]()
+    folder = Path(name)
+    if not folder.is_dir():
         known = ", ".join(repr(known) for known in sorted(ENCODERS))
-        raise ConfigError(f"unknown encoder {name!r}; known: {known}, or an object with encode and fingerprint")
-    return ENCODERS[name]()
+        raise ConfigError(
+            f"unknown encoder {name!r}; known: {known}, the folder of one that was saved, or an object with encode "
+            "and fingerprint"
+        )
+    from ragft_plugin.retrieval.onnx_encoder import CARD, OnnxEncoder
+    from ragft_plugin.retrieval.static_encoder import StaticEncoder
+
+    return OnnxEncoder(folder) if (folder / CARD).exists() else StaticEncoder.load(folder)
 
 
 def restored_encoder(fingerprint: str) -> Encoder | None:

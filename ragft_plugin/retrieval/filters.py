@@ -32,16 +32,23 @@ from ragft_plugin.types import Filter, Metadata
 
 Rows = NDArray[np.int64]  # sorted, without repeats
 _MISSING = object()
+_DEEPEST = 50
 _ORDERED = ("$gt", "$gte", "$lt", "$lte")
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", "$contains", "$exists", *_ORDERED)
 
 
-def check(filter: Filter) -> None:
+def check(filter: Filter, *, depth: int = 0) -> None:
     """Refuse a filter that does not follow the grammar.
+
+    Args:
+        filter: what a caller gave.
+        depth: of this part in the whole.
 
     Raises:
         ConfigError: naming the operator or value.
     """
+    if depth > _DEEPEST:
+        raise ConfigError(f"a filter must not be nested deeper than {_DEEPEST} levels")
     if not isinstance(filter, Mapping):
         raise ConfigError(f"a filter must be a mapping, got {type(filter).__name__}: {filter!r}")
     for key, condition in filter.items():
@@ -49,15 +56,31 @@ def check(filter: Filter) -> None:
             if not isinstance(condition, (list, tuple)):
                 raise ConfigError(f"{key} takes a list of filters, got {condition!r}")
             for part in condition:
-                check(part)
+                check(part, depth=depth + 1)
         elif key == "$not":
-            check(condition)
+            check(condition, depth=depth + 1)
         elif not isinstance(key, str) or key.startswith("$"):
             raise ConfigError(f"unknown operator {key!r} in a filter; known: $and, $or, $not")
         elif isinstance(condition, Mapping):
             _check_operators(key, condition)
         else:
             _check_value(key, "$eq", condition)
+
+
+def says_nothing(filter: Filter) -> bool:
+    """Say whether a filter, checked by ``check``, or a part of it is empty: a rule that somebody forgot to fill in.
+
+    Example:
+        >>> says_nothing({"$and": []}), says_nothing({"team": {"$in": []}})
+        (True, False)
+    """
+    if not filter:
+        return True
+    for key, condition in filter.items():
+        parts = condition if key in ("$and", "$or") else [condition] if key == "$not" else None
+        if parts is not None and (not parts or any(says_nothing(part) for part in parts)):
+            return True
+    return False
 
 
 def matches(filter: Filter, metadata: Metadata) -> bool:

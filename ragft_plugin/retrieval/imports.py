@@ -25,6 +25,8 @@ from ragft_plugin.retrieval.writing import Changes
 from ragft_plugin.types import Passage
 
 _BATCH = 4096
+# Where the LlamaIndex vector store of this package looks for a node's document.
+_REF_KEY = "_ref_doc_id"
 Progress = Callable[[int, int], None]
 
 
@@ -74,7 +76,8 @@ def import_index(
     """Take over the nodes of a LlamaIndex ``VectorStoreIndex``.
 
     Args:
-        kb: what to add them to; a passage keeps the node's id.
+        kb: what to add them to; a passage keeps the node's id. The id of its document becomes its ``source`` or, where
+            it has one of its own, ``_ref_doc_id``.
         index: its nodes are read from its docstore or, where the store keeps the texts, from its vector store.
         fingerprint: of the embedding model that made the index's vectors; states that they may be kept where they can
             be read.
@@ -160,7 +163,10 @@ def _nodes(index: Any) -> list[Any]:
     if store is None or docstore is None:
         raise ConfigError(f"{type(index).__name__} has no docstore and vector_store; give a VectorStoreIndex")
     # The docstore may also hold nodes of other indexes; the index' own structure says which are here.
-    wanted = list(getattr(getattr(index, "index_struct", None), "nodes_dict", {}).values())
+    listed = getattr(getattr(index, "index_struct", None), "nodes_dict", None)
+    wanted = list((listed or {}).values())
+    if listed is not None and not wanted and not getattr(store, "stores_text", True):
+        return []  # such a store has no nodes but those that the structure lists
     found = [node for id in wanted if (node := docstore.docs.get(id)) is not None]
     if found and len(found) == len(wanted):
         return found
@@ -183,6 +189,6 @@ def _node_metadata(node: Any) -> dict[str, Any]:
     for name, value in (("start", node.start_char_idx), ("end", node.end_char_idx)):
         if value is not None:
             metadata.setdefault(name, value)
-    if node.ref_doc_id is not None:
-        metadata.setdefault("source", node.ref_doc_id)
+    if node.ref_doc_id is not None and metadata.setdefault("source", node.ref_doc_id) != node.ref_doc_id:
+        metadata[_REF_KEY] = node.ref_doc_id
     return metadata

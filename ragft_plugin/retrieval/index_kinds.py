@@ -1,6 +1,6 @@
 """Index kinds: how each approximate index is built, searched and counted.
 
-    pq     product quantisation, 4 bits for every 8 dimensions (or the largest divisor below), read from front to back
+    pq     product quantisation, 4 bits for every 4 dimensions (or the largest divisor below), read from front to back
     hnsw   a graph of 32 links over float32
     ivf    inverted lists with 8-bit scalar quantisation
 
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from ragft_plugin.retrieval.index_files import LINKS, check_hnsw, check_ivf, check_pq
 
 _FAISS: Any = faiss  # its type hints lack some of its classes
 
@@ -37,12 +39,14 @@ class IndexKind:
         build: vectors, shape (n, dim) -> FAISS index.
         search: (index, effort, queries, k, allowed) -> positions of candidates, likeliest first, -1 where there are
             none; ``allowed`` are the positions that may be returned, sorted, None for all.
+        check: (file, number of vectors, their length) -> ValueError where the file is not what ``build`` makes of them.
         resident: it is read whole when it is opened, not mapped.
         least, most: effort.
     """
 
     build: Callable[[Vectors], Any]
     search: Callable[[Any, int, Vectors, int, Positions | None], Positions]
+    check: Callable[[BinaryIO, int, int], None]
     resident: bool
     least: int
     most: int
@@ -50,13 +54,13 @@ class IndexKind:
 
 def _pq(vectors: Vectors) -> Any:
     dim = vectors.shape[1]
-    together = next(size for size in range(min(8, dim), 0, -1) if dim % size == 0)
+    together = next(size for size in (4, 3, 2, 1) if dim % size == 0)
     index = faiss.IndexPQFastScan(dim, dim // together, 4, faiss.METRIC_INNER_PRODUCT)
     return _filled(index, vectors, training=_BLOCK)
 
 
 def _hnsw(vectors: Vectors) -> Any:
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = 80
     index.add(vectors)
     return index
@@ -111,7 +115,7 @@ def _selector(index: Any, allowed: Positions | None) -> dict[str, Any]:
     if allowed is None:
         return {}
     bits = np.packbits(_mask(index.ntotal, allowed), bitorder="little")
-    selector = _FAISS.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(bits))
+    selector = _FAISS.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
     selector.bits = bits  # FAISS keeps a bare pointer
     return {"sel": selector}
 
@@ -123,7 +127,7 @@ def _mask(count: int, positions: Positions) -> NDArray[np.bool_]:
 
 
 KINDS = {
-    "pq": IndexKind(_pq, _scan, resident=True, least=64, most=4096),
-    "hnsw": IndexKind(_hnsw, _walk, resident=True, least=8, most=2048),
-    "ivf": IndexKind(_ivf, _probe, resident=False, least=8, most=2048),
+    "pq": IndexKind(_pq, _scan, check_pq, resident=True, least=64, most=4096),
+    "hnsw": IndexKind(_hnsw, _walk, check_hnsw, resident=True, least=8, most=2048),
+    "ivf": IndexKind(_ivf, _probe, check_ivf, resident=False, least=8, most=2048),
 }

@@ -1,43 +1,33 @@
 """Indexing: a folder of files -> a knowledge base that mirrors it. Only what changed is read and encoded again.
 
-A file is one change: its passages and its digest are committed together, so an interrupted run goes on where it
-stopped. Several small files share a commit.
+A file's passages and its digest are committed together, so an interrupted run goes on where it stopped. Several small
+files share a commit; a large one takes several, and is known by its digest when the last one is done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote, unquote
 
 from ragft_plugin.errors import ConfigError, DataError, MissingExtraError
 from ragft_plugin.retrieval.chunking import Chunker, Splitter
 from ragft_plugin.retrieval.distinct import DistinctTexts
+from ragft_plugin.retrieval.intake import Intake, Parcel
 from ragft_plugin.retrieval.knowledge_base import KnowledgeBase
 from ragft_plugin.retrieval.parents import ParentChunker
 from ragft_plugin.retrieval.readers import READERS, parse_document
-from ragft_plugin.types import Passage
+from ragft_plugin.retrieval.survey import Skipped, survey
 
-_BATCH = 256  # passages per commit, unless one file has more
-_SECONDS = 5.0  # or so much time
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was not indexed.
-
-    Attributes:
-        path: of the file.
-        reason: why, in words.
-    """
-
-    path: str
-    reason: str
+_READING = 2  # names how files are turned into texts; what was read another way is read again
+_CHECKSUM = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +36,7 @@ class IndexReport:
 
     Attributes:
         added, updated, unchanged, deleted: numbers of passages.
-        skipped: files that were not read; if an earlier version of one was, its passages are still there.
+        skipped: what was not read; if an earlier version of it was, its passages are still there.
         seconds: wall time.
         left_out: passages that another file says already, of the files read in this run.
     """
@@ -67,7 +57,8 @@ def index_folder(
     *,
     chunker: Splitter | None = None,
     collection: str = "",
-    malformed: Literal["stop", "skip"] = "stop",
+    moved: bool = False,
+    malformed: Literal["stop", "skip"] = "skip",
     distinct: bool = False,
 ) -> IndexReport:
     """Make a knowledge base hold exactly what the files of a folder say.
@@ -78,82 +69,147 @@ def index_folder(
     Args:
         kb: passages added to it in other ways are not touched.
         folder: searched with all its subfolders.
-        progress: called with (files done, files).
+        progress: called with (bytes done, bytes to do), of the files that are new or changed.
         chunker: how to cut; ``Chunker()`` by default.
         collection: to keep several folders in one knowledge base, give each a name; sources start with it.
-        malformed: what to do at a row of .jsonl or .csv that cannot be read: "stop", since half a data set is rarely
-            what was meant, or "skip" the file and report it like any other bad one. What was indexed stays.
+        moved: this folder takes the place of the one that the collection was read from before.
+        malformed: what to do at a row of .jsonl or .csv that cannot be read: "skip" the file and report it like any
+            other bad one, or "stop". What was indexed stays.
         distinct: of passages with the same text, white space and case aside, keep one in the folder. It cites one
             file only and has that file's metadata alone, so leave this off where access depends on metadata. Equal
             texts are encoded once in any case.
 
     Raises:
-        ConfigError: ``distinct`` with a ``ParentChunker``, whose parents need all their children.
+        ConfigError: the collection was read from another folder; ``distinct`` with a ``ParentChunker``, whose parents
+            need all their children.
         DataError: no such folder, no file that can be read in it, or malformed rows (with file and line).
     """
     started = time.monotonic()
     root, cutter = Path(folder), chunker or Chunker()
     if distinct and isinstance(cutter, ParentChunker):
         raise ConfigError("distinct would take children from their parents; use it with a Chunker")
+    if "|" in collection or "\n" in collection:
+        raise ConfigError(f"the name of a collection holds no |; got {collection!r}")
     if not root.is_dir():
         raise DataError("is not a folder; give the folder of your documents", path=str(root))
-    paths, skipped = _survey(root)
-    before = kb.sources()
-    prefix = f"{collection}/" if collection else ""
-    mark = f"{collection}|{cutter.fingerprint}|"
-    sources = {prefix + path.relative_to(root).as_posix(): path for path in paths}
-    if not paths:
-        reasons = "".join(f"\n  {s.path}: {s.reason}" for s in skipped[:20])
+    before = {source: digest for source, digest in kb.sources().items() if digest.startswith(f"{collection}|")}
+    here = _place(root, kb.path)
+    if not moved:
+        _check_place(before, here, kb.path, root, collection)
+    found = survey(root, without=kb.path)
+    if not found.files:
         known = " ".join(sorted(READERS))
-        raise DataError(f"holds no file that can be indexed ({known}){reasons}", path=str(root))
-    gone = [s for s, digest in before.items() if s not in sources and digest.split("|", 1)[0] == collection]
-    texts = None
-    if distinct:
-        mark = f"{collection}|{cutter.fingerprint}+distinct|"
-        texts = DistinctTexts(kb, mark, before, _checksums(sources))
-    batch = _Batch(kb)
-    for source in gone:
-        batch.put(source, [], None)
-    good = 0
-    for done, (source, path) in enumerate(sources.items()):
-        if progress is not None:
-            progress(done, len(sources))
+        raise DataError(f"holds no file that can be indexed ({known}){found.reasons()}", path=str(root))
+    prefix = f"{collection}/" if collection else ""
+    files = {prefix + name: path for name, path in found.files.items()}
+    mark = f"{collection}|in:{quote(here)}|{_READING}-{cutter.fingerprint}{'+distinct' if distinct else ''}|"
+    checksums = _checksums(files)
+    texts = DistinctTexts(kb, mark, before, checksums) if distinct else None
+    changed = {
+        source: path
+        for source, path in files.items()
+        if not (texts.unchanged(source) if texts else before.get(source) == f"{mark}{checksums.get(source)}")
+    }
+    gone = [s for s in before if s not in files and not found.hides(s.removeprefix(prefix))]
+    names = _new_names(gone, before, [source for source in changed if source not in before], checksums)
+    bar = _Bar(progress, sum(_size(path) for path in changed.values()))
+    intake = Intake(kb, bar.advance)
+    for source, path in changed.items():
         try:
-            if texts is None or not texts.unchanged(source):
-                content = path.read_bytes()
-                digest = mark + hashlib.sha256(content).hexdigest()
-                if texts is not None or before.get(source) != digest:
-                    passages = cutter.split(parse_document(content, source, path=str(path)))
-                    if texts is not None:
-                        passages, digest = texts.taken(source, passages)
-                    batch.put(source, passages, digest)
-            good += 1
-        except OSError as error:
-            skipped.append(Skipped(str(path), f"cannot be read: {error.strerror or error}"))
-        except DataError as error:
-            if error.line is not None and malformed == "stop":
-                batch.flush()
+            content = path.read_bytes()
+            passages = cutter.split(parse_document(content, source, path=str(path)))
+            digest = mark + hashlib.sha256(content).hexdigest()
+            if texts is not None:
+                passages, digest = texts.taken(source, passages)
+            intake.put(Parcel(source, passages, digest, _size(path), names.get(source)))
+        except (OSError, DataError, ConfigError, MissingExtraError, UnicodeError) as error:
+            line = error.line if isinstance(error, DataError) else None
+            if malformed == "stop" and line is not None:
+                intake.flush()
                 raise
-            skipped.append(Skipped(str(path), str(error).removeprefix(f"{path}: ")))
-        except MissingExtraError as error:
-            skipped.append(Skipped(str(path), str(error)))
-    batch.flush()
-    if progress is not None:
-        progress(len(sources), len(sources))
-    if not good:
-        reasons = "".join(f"\n  {s.path}: {s.reason}" for s in skipped[:20])
-        raise DataError(f"none of its files can be indexed:{reasons}", path=str(root))
+            found.skip(path, _reason(error, path), line)
+            names.pop(source, None)
+            bar.advance(_size(path))
+    for source in gone:
+        if source not in names.values():
+            intake.put(Parcel(source))
+    for source, reason in intake.finish():
+        found.skip(files[source], reason)
+    if found.skipped and all(found.hides(name) for name in found.files):
+        raise DataError(f"none of its files can be indexed:{found.reasons()}", path=str(root))
+    bar.finish()
     sizes = kb.source_sizes()
-    held = sum(sizes.get(source, 0) for source in sources)
+    held = sum(sizes.get(source, 0) for source in files)
     return IndexReport(
-        batch.added,
-        batch.updated,
-        held - batch.added - batch.updated,
-        batch.deleted,
-        tuple(skipped),
+        intake.added,
+        intake.updated,
+        held - intake.added - intake.updated,
+        intake.deleted,
+        tuple(found.skipped),
         time.monotonic() - started,
         texts.left_out if texts is not None else 0,
     )
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    if isinstance(error, UnicodeError):
+        return f"is not Unicode: {error}"
+    return str(error).removeprefix(f"{path}: ")
+
+
+class _Bar:
+    """Bytes done, of those to do."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
+        self._tell, self._done, self._total = tell, 0.0, total
+        self.advance(0)
+
+    def advance(self, size: float) -> None:
+        self._done = min(self._done + size, self._total)
+        if self._tell is not None:
+            self._tell(int(self._done), self._total)
+
+    def finish(self) -> None:
+        self.advance(self._total)
+
+
+def _place(folder: Path, kb: Path) -> str:
+    """Say where a folder lies, seen from the knowledge base, so that both may be moved together."""
+    with suppress(ValueError):  # another drive
+        return Path(os.path.relpath(folder.resolve(), kb.resolve())).as_posix()
+    return folder.resolve().as_posix()
+
+
+def _check_place(before: Mapping[str, str], here: str, kb: Path, folder: Path, collection: str) -> None:
+    for digest in before.values():
+        place = digest.split("|")[1]
+        if place.startswith("in:") and unquote(place[3:]) != here:
+            other = os.path.normpath(kb.resolve() / unquote(place[3:]))
+            named = f"collection {collection!r} of {kb}" if collection else str(kb)
+            raise ConfigError(
+                f"{named} mirrors {other}, and {folder} would take its place. To keep both, give {folder} a name of "
+                "its own (collection=..., ragft index --collection NAME); if the documents have only moved, say so "
+                "(moved=True, ragft index --moved)"
+            )
+
+
+def _new_names(
+    gone: list[str], before: Mapping[str, str], fresh: list[str], checksums: Mapping[str, str]
+) -> dict[str, str]:
+    """Return {new source: old source} of files that have another name and the same content."""
+    old: dict[str, str] = {}
+    for source in gone:
+        if (found := _CHECKSUM.search(before[source])) is not None:
+            old[found.group()] = source
+    return {source: old.pop(checksums[source]) for source in fresh if checksums.get(source) in old}
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _checksums(sources: Mapping[str, Path]) -> dict[str, str]:
@@ -163,53 +219,3 @@ def _checksums(sources: Mapping[str, Path]) -> dict[str, str]:
         with suppress(OSError), path.open("rb") as file:
             found[source] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-class _Batch:
-    """Gathers files until a commit is worth its price."""
-
-    def __init__(self, kb: KnowledgeBase) -> None:
-        self._kb = kb
-        self._waiting: dict[str, tuple[list[Passage], str | None]] = {}
-        self._since = time.monotonic()
-        self.added = self.updated = self.deleted = 0
-
-    def put(self, source: str, passages: list[Passage], digest: str | None) -> None:
-        self._waiting[source] = (passages, digest)
-        waiting = sum(len(passages) for passages, _ in self._waiting.values())
-        if waiting >= _BATCH or time.monotonic() - self._since > _SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._waiting:
-            changes = self._kb.replace_sources(self._waiting)
-            self.added += changes.added
-            self.updated += changes.updated
-            self.deleted += changes.deleted
-        self._waiting = {}
-        self._since = time.monotonic()
-
-
-def _survey(root: Path) -> tuple[list[Path], list[Skipped]]:
-    """Return the files to read, sorted, and those that have no reader or lead out of the folder."""
-    paths: list[Path] = []
-    skipped: list[Skipped] = []
-    base = root.resolve()
-    for path in sorted(_files(root, skipped)):
-        if path.suffix.lower() not in READERS:
-            known = " ".join(sorted(READERS))
-            skipped.append(Skipped(str(path), f"no reader for {path.suffix or 'files without ending'}; known: {known}"))
-        elif path.is_symlink() and not path.resolve().is_relative_to(base):
-            skipped.append(Skipped(str(path), "is a link that leads out of the folder"))
-        else:
-            paths.append(path)
-    return paths, skipped
-
-
-def _files(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    def failed(error: OSError) -> None:
-        skipped.append(Skipped(str(error.filename), f"cannot be read: {error.strerror}"))
-
-    for folder, subfolders, names in os.walk(root, onerror=failed):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))

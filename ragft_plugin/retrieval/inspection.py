@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def describe(path: Path, fingerprint: str, view: View) -> dict[str, Any]:
         if segment.approximate is not None:
             lists["resident" if segment.approximate.resident else "mapped"] += segment.approximate.size
         lists["mapped"] += segment.vectors.nbytes + segment.rows.nbytes
-    lists["mapped"] += sum(file.stat().st_size for file in path.glob("bm25-*/*") if file.is_file())
+    lists["mapped"] += sum(map(_size, path.glob("bm25-*/*")))
     return {
         "passages": view.state.live,
         "removed": len(view.dead),
@@ -33,10 +34,19 @@ def describe(path: Path, fingerprint: str, view: View) -> dict[str, Any]:
         "encoder": fingerprint,
         "indexes": [_index(segment) for segment in view.segments],
         "version": view.state.version,
-        "bytes_on_disk": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes_on_disk": sum(map(_size, path.rglob("*"))),
         "memory": lists,
         "bytes_of_vectors": sum(segment.vectors.nbytes for segment in view.segments),
     }
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 for a folder, and for what a writer has taken away meanwhile."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _index(segment: Segment) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import StoreError
+from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval.approximate import Kind
 from ragft_plugin.retrieval.audit import check_database
 from ragft_plugin.retrieval.binding import BoundEncoder
@@ -112,14 +112,15 @@ class KnowledgeBase:
             path: the directory.
             encoder: "hashing" (no model needed), "minilm" (extra ``embedded``), your own, embeddings of LangChain, an
                 embedding model of LlamaIndex, a ``SentenceTransformer``, or None for BM25 only.
-            require_filter: refuse every retrieval without a filter; for access rules that must not be forgotten.
+            require_filter: refuse every retrieval without a filter, or with one that has an empty part; for access
+                rules that must not be forgotten. ``get`` and ``ids`` are for whoever keeps the knowledge base.
             language: of the BM25 stemmer, as tantivy names it; "" for no stemming.
 
         Raises:
             StoreError: there is something in the directory, or it cannot be written.
             ConfigError: unknown encoder or language.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()
         chosen = None if encoder is None else as_encoder(encoder)
         analyzer(language)
         settings = Settings(
@@ -150,7 +151,7 @@ class KnowledgeBase:
         Raises:
             StoreError: no knowledge base there, damaged (names the file), of another encoder or format.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()
         check_folder(folder)
         chosen = None if encoder is None else as_encoder(encoder)
         return cls(folder, chosen, read_only=read_only, require_filter=require_filter)
@@ -224,7 +225,7 @@ class KnowledgeBase:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages; ids that are not there are ignored. Returns how many were deleted."""
         with self._changing() as writer:
-            found = self._catalogue.live(list(dict.fromkeys(ids)))
+            found = self._catalogue.live(_distinct(ids))
             return writer.replace({}, {}, dict(found.values())).deleted
 
     def delete_source(self, source: str) -> int:
@@ -241,16 +242,22 @@ class KnowledgeBase:
         """
         return self.replace_sources({source: (passages, digest)})
 
-    def replace_sources(self, sources: Mapping[str, tuple[Sequence[Passage], str | None]]) -> Changes:
+    def replace_sources(
+        self, sources: Mapping[str, tuple[Sequence[Passage], str | None]], *, partial: bool = False
+    ) -> Changes:
         """As ``replace_source`` for several sources at once, in one commit: {source: (passages, digest)}.
 
+        Args:
+            sources: what they shall hold.
+            partial: leave their other passages; for a source that comes in parts, the last one whole and without this.
+
         Raises:
-            DataError: an id stands in two sources.
+            DataError: an id stands in two sources, or twice in one with different contents.
         """
         records = records_of({source: [_plain(p) for p in passages] for source, (passages, _) in sources.items()})
         with self._changing() as writer:
             digests = {source: digest for source, (_, digest) in sources.items()}
-            return exchange(writer, self._catalogue, records, digests)
+            return exchange(writer, self._catalogue, records, digests, partial=partial)
 
     def source_sizes(self) -> dict[str, int]:
         """Return {source: number of passages}."""
@@ -262,10 +269,16 @@ class KnowledgeBase:
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """Return the passages of these ids, in their order; unknown ids are left out."""
-        found = self._catalogue.live(list(dict.fromkeys(ids)))
+        found = self._catalogue.live(_distinct(ids))
         passages = self._catalogue.passages([row for row, _ in found.values()])
         wanted = (found[id][0] for id in ids if id in found)
         return [passages[row] for row in wanted if row in passages]
+
+    def vectors(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """Return the stored vectors of these ids, shape (n, dim): zeros for unknown ids, dim 0 while there are none."""
+        view = self._snapshots.current()
+        found = self._catalogue.live(list(dict.fromkeys(ids)))
+        return view.vectors_of(np.asarray([found[id][0] if id in found else -1 for id in ids], np.int64))
 
     def ids(self) -> list[str]:
         """Return all ids, in order of insertion."""
@@ -309,7 +322,9 @@ class KnowledgeBase:
         if not asked or not k or not view.state.live:
             return results
         texts = [queries[i] for i in asked]
-        encoded = None if chosen == "bm25" else self._bound.query_vectors(texts, vectors, asked, view.state.dim)
+        encoded = (
+            None if chosen == "bm25" else self._bound.query_vectors(texts, vectors, asked, len(queries), view.state.dim)
+        )
         found = self._searching.search(view, chosen, texts, encoded, k, filter, threshold)
         for i, passages in zip(asked, found, strict=True):
             results[i] = passages
@@ -356,8 +371,21 @@ class KnowledgeBase:
             yield self._writer
 
 
+def _distinct(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise ConfigError(f"ids must be a list of ids, got one: {ids!r}; write [id]")
+    return list(dict.fromkeys(ids))
+
+
 def _plain(passage: Passage) -> Passage:
-    """Drop what retrieval has put into the metadata."""
+    """Drop what retrieval has put into the metadata.
+
+    Raises:
+        DataError: the entry there is the user's own, which retrieval would hide.
+    """
     if KB_KEY not in passage.metadata:
         return passage
+    ours = passage.metadata[KB_KEY]
+    if not isinstance(ours, Mapping) or "version" not in ours:
+        raise DataError(f"passage {passage.id!r} has metadata {KB_KEY!r}, where retrieval puts its scores; rename it")
     return replace(passage, metadata={k: v for k, v in passage.metadata.items() if k != KB_KEY})

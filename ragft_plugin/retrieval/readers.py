@@ -1,28 +1,43 @@
 """Readers: files -> documents. One function per format; what cannot be read raises ``DataError`` saying why.
 
-.txt .md      UTF-8 (or UTF-16 with its mark)
+.txt .md      UTF-8 (or UTF-16 with its mark); the title of .md is its first heading
 .jsonl        an object a line: "text", and as wanted "id", "title", "metadata"; other scalars become metadata
-.csv          a row each: the column "text", or all columns as "name: value"
+.csv          a row each: the column "text", the others as metadata; without one, all columns as "name: value"
 .html .htm    visible text, title
 .pdf          by pypdf, a document a page
-.docx         by python-docx
+.docx         by python-docx; rows of tables as "cell | cell", a merged cell once, where it begins
+
+Formats with much to them (.csv, .html, .pdf and .docx) are read by modules of their own, which know nothing of
+documents; what all have in common is here: how text is decoded, and how a document says where it stands.
+
+Rows (.jsonl, .csv) get ``source`` and ``line``, the line they begin on. The package says with ``source``, ``line``,
+``start``, ``end`` and ``kb`` where a passage comes from; a row's own values of these names are kept as ``row_source``
+and so on.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from html.parser import HTMLParser
+import logging
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ragft_plugin.errors import DataError, MissingExtraError
+from ragft_plugin.errors import DataError
 from ragft_plugin.retrieval.chunking import Document
+from ragft_plugin.retrieval.csv_rows import read_csv
+from ragft_plugin.retrieval.html_text import read_html
+from ragft_plugin.retrieval.office_files import read_docx, read_pdf
+from ragft_plugin.types import Metadata
 
 Reader = Callable[[bytes, str, str], list[Document]]  # content, source, path to name in errors
+
+logger = logging.getLogger(__name__)
+
+_TAKEN = ("source", "line", "start", "end", "kb")
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 
 
 def read_document(path: str | Path, *, source: str | None = None) -> list[Document]:
@@ -78,9 +93,26 @@ def _text(content: bytes, source: str, place: str) -> list[Document]:
 
 def _markdown(content: bytes, source: str, place: str) -> list[Document]:
     text = _decoded(content, place)
-    heading = next((line.lstrip("#").strip() for line in text.splitlines() if line.startswith("# ")), "")
-    metadata = {"source": source, "title": heading} if heading else {"source": source}
-    return [Document(text, metadata, markdown=True)]
+    return [Document(text, _with_title(_heading(text), source), markdown=True)]
+
+
+def _with_title(title: str, source: str) -> Metadata:
+    return {"source": source, "title": title} if title else {"source": source}
+
+
+def _heading(text: str) -> str:
+    """Return the first heading of level 1, "" if there is none; in a block of code, # begins a comment."""
+    fence = ""
+    for line in text.splitlines():
+        if fence:
+            rest = line.strip()
+            if rest.startswith(fence) and not rest.strip(fence[0]):
+                fence = ""
+        elif opening := _FENCE.match(line):
+            fence = opening[1]
+        elif line.startswith("# "):
+            return line.lstrip("#").strip()
+    return ""
 
 
 def _jsonl(content: bytes, source: str, place: str) -> list[Document]:
@@ -117,8 +149,19 @@ def _row(row: Any, source: str, place: str, line: int) -> Document:
         for key, value in row.items()
         if key not in ("text", "id", "metadata") and isinstance(value, (str, int, float, bool))
     }
-    metadata = {**scalars, **extra, "source": source, "line": line}
+    metadata = _with_place({**scalars, **extra}, source, place, line)
     return Document(row["text"], metadata, id=None if id is None else str(id))
+
+
+def _with_place(given: Mapping[str, Any], source: str, place: str, line: int) -> dict[str, Any]:
+    """Return the metadata of a row and its place, nothing overwritten."""
+    kept = {f"row_{key}" if key in _TAKEN else key: value for key, value in given.items()}
+    if len(kept) < len(given):
+        key = next(key for key in _TAKEN if key in given and f"row_{key}" in given)
+        raise DataError(
+            f'has "{key}", which is kept as "row_{key}", and that as well; rename one', path=place, line=line
+        )
+    return {**kept, "source": source, "line": line}
 
 
 def _refuse_constant(name: str) -> Any:
@@ -126,104 +169,24 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _csv(content: bytes, source: str, place: str) -> list[Document]:
-    reader = csv.DictReader(io.StringIO(_decoded(content, place), newline=""), strict=True)
-    documents = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f"row has another number of cells than the {len(reader.fieldnames or [])} of the header",
-                    path=place,
-                    line=reader.line_num,
-                )
-            metadata = {k: v for k, v in row.items() if k != "text"} if "text" in row else {}
-            text = row["text"] if "text" in row else "\n".join(f"{k}: {v}" for k, v in row.items() if v)
-            documents.append(Document(text, {**metadata, "source": source, "line": reader.line_num}))
-    except csv.Error as error:
-        raise DataError(f"is not CSV: {error}", path=place, line=reader.line_num) from error
-    return documents
-
-
-class _VisibleText(HTMLParser):
-    """Collects text outside of scripts and styles, a line per block."""
-
-    _HIDDEN = frozenset("head script style template noscript svg".split())
-    _INLINE = frozenset("a abbr b bdi cite code em font i kbd mark q s small span strong sub sup u var".split())
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.title = ""
-        self._hidden: list[str] = []
-        self._in_title = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in_title = tag == "title"
-        if tag in self._HIDDEN:
-            self._hidden.append(tag)
-        elif tag == "body":
-            self._hidden.clear()
-        self._break(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_title = False
-        if tag in self._hidden:
-            del self._hidden[self._hidden.index(tag) :]
-        self._break(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
-        elif not self._hidden:
-            self.parts.append(data)
-
-    def _break(self, tag: str) -> None:
-        if tag not in self._INLINE:
-            self.parts.append("\n")
+    rows = read_csv(_decoded(content, place), place)
+    return [Document(row.text, _with_place(row.values, source, place, row.line)) for row in rows]
 
 
 def _html(content: bytes, source: str, place: str) -> list[Document]:
-    parser = _VisibleText()
-    parser.feed(_decoded(content, place))
-    parser.close()
-    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
-    title = " ".join(parser.title.split())
-    metadata = {"source": source, "title": title} if title else {"source": source}
-    return [Document("\n".join(line for line in lines if line), metadata)]
+    page = read_html(_decoded(content, place))
+    return [Document(page.text, _with_title(page.title, source))]
 
 
 def _pdf(content: bytes, source: str, place: str) -> list[Document]:
-    try:
-        from pypdf import PdfReader
-    except ImportError as error:
-        raise MissingExtraError("pypdf", "documents") from error
-    try:
-        pages = PdfReader(io.BytesIO(content)).pages
-        texts = [page.extract_text() for page in pages]
-    except Exception as error:  # parsers of other people's files fail in every way; each is one report
-        raise DataError(f"cannot be read as PDF: {error}", path=place) from error
-    return [Document(text, {"source": source, "page": number}) for number, text in enumerate(texts, start=1)]
+    file = read_pdf(content, place)
+    if file.remarks:
+        logger.warning("%s: %s", place, "; ".join(list(dict.fromkeys(file.remarks))[:5]))
+    return [Document(text, {"source": source, "page": number}) for number, text in enumerate(file.pages, start=1)]
 
 
 def _docx(content: bytes, source: str, place: str) -> list[Document]:
-    try:
-        import docx
-    except ImportError as error:
-        raise MissingExtraError("python-docx", "documents") from error
-    try:
-        text = "\n".join(_blocks(docx.Document(io.BytesIO(content))))
-    except Exception as error:  # as above
-        raise DataError(f"cannot be read as DOCX: {error}", path=place) from error
-    return [Document(text, {"source": source})]
-
-
-def _blocks(file: Any) -> Iterator[str]:
-    for block in file.iter_inner_content():
-        if hasattr(block, "rows"):
-            for row in block.rows:
-                yield " | ".join(cell.text for cell in row.cells)
-        else:
-            yield block.text
+    return [Document(read_docx(content, place), {"source": source})]
 
 
 READERS: dict[str, Reader] = {

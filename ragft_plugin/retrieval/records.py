@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
 
 from ragft_plugin.errors import DataError
 from ragft_plugin.types import Metadata, Passage
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class State:
     digest: str = "0" * 32
     live: int = 0
     dim: int = 0
+
+    def __post_init__(self) -> None:
+        int(self.digest, 16)  # a ValueError now, not in the middle of the next commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +104,29 @@ class Record:
         return cls(passage.id, passage.text, metadata, source if isinstance(source, str) else None, digest)
 
 
+def restored(kind: type[_T], value: Any) -> _T:
+    """Make settings or a state again from what JSON gave back.
+
+    Raises:
+        ValueError: an entry is missing, unknown, or of another type.
+    """
+    wanted = get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.80} is no object")
+    odd = [key for key in wanted.keys() | value.keys() if type(value.get(key)) is not wanted.get(key)]
+    if odd:
+        raise ValueError(f"{', '.join(sorted(odd))} missing, unknown or of another type in {value!r:.200}")
+    return kind(**value)
+
+
 def canonical(id: str, metadata: Metadata) -> str:
-    """Return metadata as canonical JSON: sorted keys, finite numbers, integers of 64 bits."""
+    """Return metadata as canonical JSON: sorted keys, finite numbers.
+
+    Raises:
+        DataError: it is no mapping from strings to what JSON can hold.
+    """
+    if not isinstance(metadata, Mapping):
+        raise DataError(f"metadata of passage {id!r} is {metadata!r:.80}; give a dictionary, an empty one for none")
     try:
         plain = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,22 +1,25 @@
 """Re-ranking: passages put in order by a dearer look at them, whatever found them.
 
-The hook is a function of a question and passages that returns a score per passage; higher is better. ``Reranked`` puts
-it behind any retriever and is one itself; ``CrossEncoderScorer`` is the ready-made one.
+The hook is a function of a question and passages that returns a score per passage, higher is better: a list, array or
+tensor of shape (n,), or (n, 1) as the logits of a model with one output come. ``Reranked`` puts it behind any retriever
+and is one itself; ``CrossEncoderScorer`` is the ready-made one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragft_plugin.errors import ConfigError, DataError, MissingExtraError
 from ragft_plugin.types import Filter, Passage, Retriever
 
-Scorer = Callable[[str, Sequence[Passage]], Sequence[float]]
+Scorer = Callable[[str, Sequence[Passage]], Sequence[float] | NDArray[Any]]
 
 
 class Reranked:
@@ -63,7 +66,7 @@ class Reranked:
             **options: for the retriever.
 
         Raises:
-            DataError: the scorer returns another number of scores than there are passages, or one that is no number.
+            DataError: the scorer returns anything else than a finite number per passage.
         """
         found = self.retriever.retrieve(queries, self._asked(k), filter, **options)
         return [self._ordered(query, passages)[:k] for query, passages in zip(queries, found, strict=True)]
@@ -85,17 +88,47 @@ class Reranked:
     def _ordered(self, query: str, passages: Sequence[Passage]) -> list[Passage]:
         if not passages:
             return []
-        scores = [float(score) for score in self._scorer(query, passages)]
-        if len(scores) != len(passages):
-            raise DataError(f"the scorer returned {len(scores)} scores for {len(passages)} passages")
-        bad = next((i for i, score in enumerate(scores) if math.isnan(score)), None)
-        if bad is not None:
-            raise DataError(f"the scorer returned NaN for passage {passages[bad].id!r}; does its model fit the device?")
+        scores = _checked(self._scorer(query, passages), passages)
         scored = [
             replace(passage, score=score, metadata={**passage.metadata, "retrieval_score": passage.score})
             for passage, score in zip(passages, scores, strict=True)
         ]
         return sorted(scored, key=lambda passage: -passage.score)
+
+
+def _checked(given: object, passages: Sequence[Passage]) -> list[float]:
+    """Return the scores that a scorer has given.
+
+    Raises:
+        DataError: they are no numbers, not one per passage, or not finite.
+    """
+    given = _plain(given)
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set)):
+        given = [_plain(score) for score in given]
+    n = len(passages)
+    expected = f"for {n} passages, expected {n} numbers: shape ({n},) or ({n}, 1)"
+    try:
+        scores = np.asarray(given)
+        if scores.dtype.kind not in "biufO":  # numpy would read numbers from strings
+            raise TypeError(f"{scores.dtype.type.__name__} is no number")
+        scores = scores.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"the scorer returned {str(given)[:80]} {expected}; {error}") from error
+    if scores.shape not in ((n,), (n, 1)):
+        raise DataError(f"the scorer returned {str(given)[:80]}, shape {scores.shape}, {expected}")
+    found: list[float] = scores.ravel().tolist()
+    bad = next((i for i, finite in enumerate(np.isfinite(found)) if not finite), None)
+    if bad is not None:
+        raise DataError(
+            f"the scorer returned {found[bad]} for passage {passages[bad].id!r}, expected a finite number; does its "
+            "model fit the device?"
+        )
+    return found
+
+
+def _plain(given: Any) -> Any:
+    """Return lists and numbers instead of arrays and tensors, of whatever library, device and type."""
+    return given.tolist() if hasattr(given, "tolist") else given
 
 
 class CrossEncoderScorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from ragft_plugin.retrieval.view import MODES, Hit, Mode, StaleView, View
 from ragft_plugin.types import Filter, Passage
 
 KB_KEY = "kb"  # metadata that retrieval adds
-_SEARCHABLE = frozenset(MODES)
 _CACHED = 10_000  # passages kept in memory
 
 
@@ -45,13 +45,18 @@ class Searching:
         """
         if isinstance(queries, str):
             raise ConfigError("queries must be a list of texts, got one text; write [query]")
+        for query in queries:
+            if not isinstance(query, str):
+                raise ConfigError(f"queries must be texts, got {type(query).__name__}: {query!r:.80}")
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 0:
             raise ConfigError(f"k must be a number of passages, 0 or more; got {k!r}")
         if filter is not None:
             filters.check(filter)
-        if self._require_filter and not filter:
-            raise ConfigError(f"{self._path} requires a filter for every retrieval, and none was given")
-        if mode not in _SEARCHABLE:
+        if self._require_filter and (filter is None or filters.says_nothing(filter)):
+            raise ConfigError(
+                f"{self._path} requires a filter for every retrieval; got none, or an empty part: {filter!r}"
+            )
+        if mode not in MODES:
             raise ConfigError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
 
     def search(
@@ -95,5 +100,7 @@ class Searching:
 
 
 def _hit_passage(passage: Passage, hit: Hit, version: int) -> Passage:
-    metadata = {**passage.metadata, KB_KEY: {"version": version, **hit.parts}}
+    # The caller may change what it gets; what is kept for the next answer must not change with it.
+    own = {k: deepcopy(v) if isinstance(v, (list, dict)) else v for k, v in passage.metadata.items()}
+    metadata = {**own, KB_KEY: {"version": version, **hit.parts}}
     return Passage(passage.id, passage.text, hit.score, metadata)

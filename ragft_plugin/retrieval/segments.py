@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 INDEXES = "indexes"  # beside the folder of the segments
 _EXACT = 20_000  # so few allowed vectors are searched exactly, index or not
+_PRODUCTS = 2**24  # computed at once
 _SPARE = 8  # candidates beyond k, so that of equal vectors at the end the first in order are returned
 _NAME = re.compile(r"[0-9]{12}-[0-9a-f]{8}")
 
@@ -172,9 +173,14 @@ def nearest(queries: Vectors, vectors: Vectors, k: int, allowed: NDArray[np.int6
         return np.asarray(positions, np.int64)
     if k >= len(allowed):
         return np.tile(allowed, (len(queries), 1))
-    few = 2 * len(allowed) < len(vectors)
-    products = queries @ vectors[allowed].T if few else (queries @ vectors.T)[:, allowed]
-    return allowed[np.argpartition(-products, k - 1, axis=1)[:, :k]]
+    chosen = vectors[allowed] if 2 * len(allowed) < len(vectors) else None
+    found = np.empty((len(queries), k), np.int64)
+    block = max(1, _PRODUCTS // len(vectors))
+    for start in range(0, len(queries), block):
+        part = queries[start : start + block]
+        products = part @ chosen.T if chosen is not None else (part @ vectors.T)[:, allowed]
+        found[start : start + block] = allowed[np.argpartition(-products, k - 1, axis=1)[:, :k]]
+    return found
 
 
 def sync_folder(folder: Path) -> None:
@@ -200,5 +206,6 @@ def _write(path: Path, array: NDArray[np.int64] | NDArray[np.float32]) -> str:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}; the last complete state is kept") from error
+        reason = error.strerror or error  # numpy raises one without
+        raise StoreError(f"{path} cannot be written: {reason}; the last complete state is kept") from error
     return digest

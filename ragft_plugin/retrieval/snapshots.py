@@ -2,7 +2,8 @@
 
 SQLite commits first, BM25 follows. A reader moves on to a new version only when both are there, so it may lag by the
 milliseconds in between, but never mixes two versions. Where a writer has died in between, the next process that may
-write finishes its work; one that may not builds BM25 in memory.
+write finishes its work; one that may not builds BM25 in memory. A writer never lags: what it merges and removes
+follows from what it sees.
 """
 
 from __future__ import annotations
@@ -70,24 +71,25 @@ class Snapshots:
             return self.last
 
     def renewed(self, *, patience: float = PATIENCE, afresh: bool = False) -> View:
-        """Make a new view in any case and return it.
+        """Make a view of the last commit in any case and return it.
 
         Args:
             patience: seconds to wait for BM25 before it is built in memory.
             afresh: read everything anew, nothing taken over from the last view.
         """
         with self._swapping:
-            self.last = self._make(None if afresh else self.last, patience)
+            self.last = self._make(None if afresh else self.last, patience, may_lag=False)
             return self.last
 
-    def _make(self, old: View | None, patience: float) -> View:
+    def _make(self, old: View | None, patience: float, *, may_lag: bool = True) -> View:
         deadline = time.monotonic() + patience
         while True:
             with self._catalogue.snapshot() as (state, records, removed):
                 pass
-            lexicon = self._lexicon(state, old, deadline)
+            until = self._behind.setdefault(state.version, deadline) if may_lag else deadline
+            lexicon = self._lexicon(state, old, until)
             if lexicon is None:
-                if old is not None and time.monotonic() < self._behind.setdefault(state.version, deadline):
+                if may_lag and old is not None:
                     return old
                 time.sleep(0.005)
                 continue
@@ -110,28 +112,29 @@ class Snapshots:
         for key in [key for key in list(self._columns) if key[0] not in names]:
             self._columns.pop(key, None)
 
-    def _lexicon(self, state: State, old: View | None, deadline: float) -> Lexicon | None:
+    def _lexicon(self, state: State, old: View | None, until: float) -> Lexicon | None:
+        """Return BM25 of a state; None, up to a time, where it is behind."""
         if old is not None and (old.state.version, old.state.next_row) == (state.version, state.next_row):
             return old.lexicon
         lexicon = self._lexical.pinned(state)
-        if lexicon is None and state.next_row and self._repair(state):
+        if lexicon is None and state.next_row and self._repair():
             lexicon = self._lexical.pinned(state)
         if lexicon is not None:
             return lexicon
         if state.next_row:
-            if time.monotonic() < self._behind.get(state.version, deadline):
+            if time.monotonic() < until:
                 return None
             logger.warning("BM25 of %s is behind and cannot be written; building it in memory", self._folder.parent)
         return self._lexical.in_memory(self._catalogue, state)
 
-    def _repair(self, state: State) -> bool:
+    def _repair(self) -> bool:
         """Catch up where a writer died between its two commits; False if one is alive or nothing may be written."""
         if self._lock is None or not self._writing.acquire(blocking=False):
             return False
         borrowed = WriterLock(self._lock)
         try:
             borrowed.acquire(patience=0.0)
-            self._lexical.catch_up(self._catalogue, state)
+            self._lexical.catch_up(self._catalogue, self._catalogue.state())
             self._lexical.stop_writing()
         except StoreError as error:
             logger.debug("BM25 of %s: %s", self._folder.parent, error)

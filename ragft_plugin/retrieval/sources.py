@@ -16,22 +16,28 @@ def records_of(sources: Mapping[str, Sequence[Passage]]) -> dict[str, Record]:
 
     Raises:
         ConfigError: a passage that names another source.
-        DataError: an id stands in two sources.
+        DataError: an id stands in two sources, or twice in one with different contents.
     """
     records: dict[str, Record] = {}
     for source, passages in sources.items():
         for record in map(Record.of, passages):
             if record.source != source:
                 raise ConfigError(f"passage {record.id!r} has the source {record.source!r}, expected {source!r}")
-            first = records.setdefault(record.id, record).source
-            if first != source:
-                raise _id_twice(record.id, first, source)
-            records[record.id] = record
+            first = records.setdefault(record.id, record)
+            if first.source != source:
+                raise _id_twice(record.id, first.source, source)
+            if first.hash != record.hash:
+                raise DataError(f"the id {record.id!r} stands twice in {source!r}, with different contents")
     return records
 
 
 def exchange(
-    writer: Writer, catalogue: Catalogue, records: Mapping[str, Record], digests: Mapping[str, str | None]
+    writer: Writer,
+    catalogue: Catalogue,
+    records: Mapping[str, Record],
+    digests: Mapping[str, str | None],
+    *,
+    partial: bool = False,
 ) -> Changes:
     """Make these records all there is of their sources.
 
@@ -40,6 +46,7 @@ def exchange(
         catalogue: what there is.
         records: by id; those of ``records_of``.
         digests: of every source, None to forget it.
+        partial: leave what else there is of the sources.
 
     Raises:
         DataError: an id belongs to another source already.
@@ -49,7 +56,7 @@ def exchange(
     strangers = [live[id][0] for id in records if id in live and id not in before]
     for passage in catalogue.passages(strangers).values():
         raise _id_twice(passage.id, passage.metadata.get("source"), str(records[passage.id].source))
-    gone = {row: hash for id, (row, hash) in before.items() if id not in records}
+    gone = {} if partial else {row: hash for id, (row, hash) in before.items() if id not in records}
     return writer.replace(records, live, gone, digests)
 
 

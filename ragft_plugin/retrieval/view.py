@@ -27,6 +27,7 @@ Vectors = NDArray[np.float32]
 Mode = Literal["hybrid", "dense", "bm25", "rrf", "mmr"]
 DEPTH = 100  # candidates that each half brings to a fusion
 MMR_WEIGHT = 0.5
+_COLUMNS = 64  # kept in memory
 _FEW = 64  # up to so many removed rows of a segment are searched along and dropped
 
 
@@ -54,6 +55,7 @@ class View:
         lexicon: BM25 of exactly this state.
         catalogue: for metadata.
         columns: metadata columns by (segment, key), shared by all views since segments never change.
+        alive: positions of the rows that are there, by segment, where many are not; filled as they are needed.
     """
 
     state: State
@@ -62,6 +64,7 @@ class View:
     lexicon: Lexicon
     catalogue: Catalogue
     columns: dict[tuple[str, str], Column] = field(repr=False)
+    alive: dict[str, Rows] = field(default_factory=dict, repr=False)
 
     def search(
         self, mode: Mode, queries: Sequence[str], vectors: Vectors | None, k: int, filter: Filter | None
@@ -90,8 +93,7 @@ class View:
                     scores, at = search(vectors, segment, k + len(dead), None)
                     scores = np.where(np.isin(at, dead), -np.inf, scores) if len(dead) else scores
                 else:
-                    alive = np.setdiff1d(np.arange(len(segment)), dead, assume_unique=True)
-                    scores, at = search(vectors, segment, k, alive)
+                    scores, at = search(vectors, segment, k, self._alive_in(segment, dead))
             found.append((scores, segment.rows[at]))
         if not found:
             return [(np.empty(0), np.empty(0, np.int64))] * len(vectors)
@@ -116,6 +118,12 @@ class View:
                 out[here] = segment.vectors[at[here]]
         return out
 
+    def _alive_in(self, segment: Segment, dead: Rows) -> Rows:
+        known = self.alive.get(segment.name)
+        if known is None:
+            known = self.alive[segment.name] = np.delete(np.arange(len(segment)), dead)
+        return known
+
     def _allowed(self, filter: Filter) -> Rows:
         parts = [select(filter, self._column_of(segment), segment.rows) for segment in self.segments]
         rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -139,6 +147,8 @@ class View:
         if len(np.setdiff1d(missing, self.dead, assume_unique=True)):
             raise StaleView
         column = Column(entries)
+        if len(self.columns) >= _COLUMNS:  # keys come from callers, and there is no end of them
+            self.columns.pop(next(iter(self.columns)), None)
         self.columns[segment.name, key] = column
         return column
 

@@ -3,6 +3,9 @@
 Frameworks are known by the methods of their objects and never imported here, so a knowledge base takes such an object
 as it is: ``KnowledgeBase.create(path, embeddings)``. Where a model encodes questions otherwise than passages, the
 wrapper has ``encode_queries``, and a knowledge base uses it.
+
+The package's own embeddings for these frameworks name the encoder behind them as ``wrapped_encoder``. It is what they
+are known by here, so the same vectors have the same fingerprint whichever way they came.
 """
 
 from __future__ import annotations
@@ -25,27 +28,33 @@ class EmbeddingsEncoder:
     Args:
         embeddings: an object with ``embed_documents(texts)`` and ``embed_query(text)``.
         fingerprint: name and version of the vectors, so that those of different models are never compared; by default
-            the model's class and name.
+            the model's class and name or, where it has no name, a checksum of the vector of one fixed text.
 
     Example:
         >>> class Lengths:
+        ...     model = "lengths-1"
+        ...
         ...     def embed_documents(self, texts):
         ...         return [[float(len(text)), 1.0] for text in texts]
         ...
         ...     def embed_query(self, text):
         ...         return [float(len(text)), 1.0]
         >>> EmbeddingsEncoder(Lengths()).fingerprint
-        'langchain:Lengths:'
+        'langchain:Lengths:lengths-1'
     """
 
     def __init__(self, embeddings: Any, *, fingerprint: str | None = None) -> None:
-        name = getattr(embeddings, "model", None) or getattr(embeddings, "model_name", "")
         self.embeddings = embeddings
-        self._fingerprint = fingerprint or f"langchain:{type(embeddings).__name__}:{name}"
+        self._fingerprint = fingerprint
 
     @property
     def fingerprint(self) -> str:
         """Name and version of the vectors."""
+        if not self._fingerprint:
+            names = [getattr(self.embeddings, attribute, None) for attribute in ("model", "model_name")]
+            self._fingerprint = _fingerprint(
+                self, self.embeddings, f"langchain:{type(self.embeddings).__name__}", names
+            )
         return self._fingerprint
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
@@ -62,16 +71,21 @@ class EmbeddingEncoder:
 
     Args:
         embedding: an object with ``get_text_embedding_batch(texts)`` and ``get_query_embedding(text)``.
-        fingerprint: name and version of the vectors; by default the class and name of the model.
+        fingerprint: name and version of the vectors; by default as of ``EmbeddingsEncoder``.
     """
 
     def __init__(self, embedding: Any, *, fingerprint: str | None = None) -> None:
         self.embedding = embedding
-        self._fingerprint = fingerprint or f"{embedding.class_name()}:{embedding.model_name}"
+        self._fingerprint = fingerprint
 
     @property
     def fingerprint(self) -> str:
         """Name and version of the vectors."""
+        if not self._fingerprint:
+            name = getattr(self.embedding, "model_name", None)
+            # What LlamaIndex fills in where its user gave none.
+            names = [] if name == "unknown" else [name]
+            self._fingerprint = _fingerprint(self, self.embedding, self.embedding.class_name(), names)
         return self._fingerprint
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
@@ -134,7 +148,8 @@ def as_encoder(model: Any, *, fingerprint: str | None = None) -> Encoder:
         model: "hashing" or "minilm", an encoder, embeddings of LangChain, an embedding model of LlamaIndex, or a
             ``SentenceTransformer``.
         fingerprint: name and version of the vectors, instead of the one that the model's class and name make. An
-            encoder keeps its own.
+            encoder keeps its own. Embeddings that the package has made of an encoder are that encoder again, unless
+            this names them otherwise.
 
     Raises:
         ConfigError: if it is none of these.
@@ -143,6 +158,9 @@ def as_encoder(model: Any, *, fingerprint: str | None = None) -> Encoder:
         return named_encoder(model)
     if isinstance(model, Encoder):
         return model
+    own = _wrapped(model)
+    if own is not None and not fingerprint:
+        return own
     for method, wrapper in _WRAPPERS.items():
         if hasattr(model, method):
             made: Encoder = wrapper(model, fingerprint=fingerprint)
@@ -159,6 +177,35 @@ _WRAPPERS: dict[str, Any] = {
     "get_text_embedding_batch": EmbeddingEncoder,
     "encode": SentenceTransformersEncoder,
 }
+
+
+def encode_queries(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
+    """Unit vectors of questions, shape (n, dim), by the encoder's own way for questions where it has one."""
+    encode = getattr(encoder, "encode_queries", None) or encoder.encode
+    vectors: FloatArray = encode(texts)
+    return vectors
+
+
+_PROBE = "A red lamp stands on the table of the old library."
+
+
+def _fingerprint(encoder: Encoder, model: Any, kind: str, names: Sequence[object]) -> str:
+    """Name and version of a model's vectors: those of the encoder within; or its kind and name; or by what it makes."""
+    own = _wrapped(model)
+    if own is not None:
+        return own.fingerprint
+    for name in names:
+        if isinstance(name, str) and name:
+            return f"{kind}:{name}"
+    # A client or a network under the name of a model shows as an address in memory, another one in every process.
+    # Two digits: the last ones differ between machines. Plus zero: there is a zero below zero.
+    digits = np.round(encoder.encode([_PROBE])[0], 2) + 0.0
+    return f"{kind}:probe-{hashlib.sha256(digits.astype('<f8').tobytes()).hexdigest()[:12]}"
+
+
+def _wrapped(model: Any) -> Encoder | None:
+    own = getattr(model, "wrapped_encoder", None)
+    return own if isinstance(own, Encoder) else None
 
 
 def _unit_rows(rows: Iterable[Sequence[float]]) -> FloatArray:

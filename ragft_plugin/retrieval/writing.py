@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,8 @@ from ragft_plugin.retrieval.lock import WriterLock
 from ragft_plugin.retrieval.records import Record, SegmentRecord
 from ragft_plugin.retrieval.segments import INDEXES, Segment, remove_strangers, write_segment
 from ragft_plugin.retrieval.snapshots import PATIENCE, Snapshots
-from ragft_plugin.types import Encoder
+from ragft_plugin.retrieval.view import View
+from ragft_plugin.types import Encoder, Passage
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class Writer:
             self._lexical.catch_up(self._catalogue, state)
         except StoreError as error:
             logger.warning("%s", error)
-        self._snapshots.current()
+        self._view(patience=0.0)
 
     def replace(
         self,
@@ -103,7 +105,8 @@ class Writer:
             sources: digests to remember, None to forget.
             vectors: unit vectors by id, where they are known already; None to encode.
         """
-        fresh = [r for r in records.values() if r.id not in live or live[r.id][1] != r.hash]
+        held = self._readable([row for id, (row, hash) in live.items() if records[id].hash == hash]) if records else {}
+        fresh = [r for r in records.values() if r.id not in live or live[r.id][0] not in held]
         updated = {live[r.id][0]: live[r.id][1] for r in fresh if r.id in live}
         changes = Changes(
             len(fresh) - len(updated),
@@ -114,23 +117,20 @@ class Writer:
         )
         if not (fresh or gone or sources):
             return changes
-        encoded = self._encoded(fresh, updated) if vectors is None else self._looked_up(fresh, vectors)
+        encoded = self._encoded(fresh, [*updated, *gone]) if vectors is None else self._looked_up(fresh, vectors)
         state = self._catalogue.state()
         come: list[SegmentRecord] = []
         go: list[str] = []
-        if fresh:
-            rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
-            go, block = self._absorbed(rows, encoded)
-            come = [self._written(*block, index="auto" if len(fresh) > _MERGE_LIMIT else "flat")]
-        try:
-            self._catalogue.commit(
+        with self._tidied():
+            if fresh:
+                rows = np.arange(state.next_row, state.next_row + len(fresh), dtype=np.int64)
+                go, block = self._absorbed(rows, encoded)
+                come = [self._written(*block, index="auto" if len(fresh) > _MERGE_LIMIT else "flat")]
+            after = self._catalogue.commit(
                 fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=encoded.shape[1]
             )
-        except StoreError:
-            remove_strangers(self._folder, {segment.name for segment in self._snapshots.last.segments})
-            raise
         self._finish()
-        return dataclasses.replace(changes, version=self._snapshots.last.state.version)
+        return dataclasses.replace(changes, version=after.version)
 
     def compact(self, index: Kind | Literal["auto"]) -> Changes:
         """Purge removed rows, merge all segments, index the vectors, write BM25 anew."""
@@ -140,8 +140,9 @@ class Writer:
         have = [s.approximate.kind if s.approximate is not None else "flat" for s in view.segments]
         want = kind_for(len(live[0])) if index == "auto" else index
         if len(view.dead) or len(names) > 1 or (names and have != [want]):
-            fresh = [self._written(*live, index=want)] if len(live[0]) else []
-            self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
+            with self._tidied():
+                fresh = [self._written(*live, index=want)] if len(live[0]) else []
+                self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
         with self._catalogue.errors():
             self._catalogue.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._lexical.rebuild(self._catalogue, self._catalogue.state())
@@ -198,27 +199,37 @@ class Writer:
             rows, vectors = rows[keep], vectors[keep]
         return rows, vectors
 
-    def _encoded(self, fresh: list[Record], updated: Mapping[int, bytes]) -> NDArray[np.float32]:
+    def _encoded(self, fresh: list[Record], going: Sequence[int]) -> NDArray[np.float32]:
         if not self._encoded_by:
             return np.empty((len(fresh), 0), np.float32)
         dim = self._catalogue.state().dim
         if not fresh:
             return np.empty((0, dim), np.float32)
-        # New metadata on an old text keeps its vector: encoding is by far the dearest step.
-        old = {p.id: (row, p.text) for row, p in self._catalogue.passages(list(updated)).items()}
-        same = [i for i, r in enumerate(fresh) if r.id in old and old[r.id][1] == r.text]
-        known = set(same)
-        new = [i for i in range(len(fresh)) if i not in known]
-        parts = {}
+        # New metadata on an old text, or a new name for an old file, keep their vectors: encoding is the dearest step.
+        rows = {passage.text: row for row, passage in self._readable(going).items()}
+        old = [i for i, record in enumerate(fresh) if record.text in rows]
+        new = [i for i, record in enumerate(fresh) if record.text not in rows]
+        parts = []
         if new:
-            parts[0] = (new, checked_vectors(self._encoder(), [fresh[i].text for i in new], dim or None))
-        if same:
+            parts.append((new, checked_vectors(self._encoder(), [fresh[i].text for i in new], dim or None)))
+        if old:
             view = self._snapshots.current()
-            parts[1] = (same, view.vectors_of(np.asarray([old[fresh[i].id][0] for i in same], np.int64)))
-        vectors = np.empty((len(fresh), next(iter(parts.values()))[1].shape[1]), np.float32)
-        for at, found in parts.values():
+            parts.append((old, view.vectors_of(np.asarray([rows[fresh[i].text] for i in old], np.int64))))
+        vectors = np.empty((len(fresh), parts[0][1].shape[1]), np.float32)
+        for at, found in parts:
             vectors[at] = found
         return vectors
+
+    def _readable(self, rows: Sequence[int]) -> dict[int, Passage]:
+        """Return the passages of rows, those left out that are damaged: writing them again mends them."""
+        try:
+            return self._catalogue.passages(rows)
+        except StoreError:
+            found: dict[int, Passage] = {}
+            for row in rows:
+                with suppress(StoreError):
+                    found |= self._catalogue.passages([row])
+            return found
 
     def _looked_up(self, fresh: list[Record], vectors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         dim = self._catalogue.state().dim
@@ -229,14 +240,37 @@ class Writer:
             raise DataError(f"the vectors have {found.shape[1]} dimensions, those in {self._folder.parent} have {dim}")
         return found
 
+    def _view(self, *, patience: float) -> View:
+        """Return the view of the last commit: what is merged, kept and removed follows from it."""
+        view, state = self._snapshots.last, self._catalogue.state()
+        if (view.state.version, view.state.layout) == (state.version, state.layout):
+            return view
+        return self._snapshots.renewed(patience=patience)
+
     def _finish(self) -> None:
-        """The change is committed; bring what is derived from it up to date and show it."""
-        state = self._catalogue.state()
+        """The change is committed; bring what is derived from it up to date and show it, as far as that goes."""
         patience = PATIENCE
         try:
-            self._lexical.catch_up(self._catalogue, state)
+            self._lexical.catch_up(self._catalogue, self._catalogue.state())
         except StoreError as error:
             logger.warning("%s", error)
             patience = 0.0
-        self._snapshots.renewed(patience=patience)
-        remove_strangers(self._folder, {segment.name for segment in self._snapshots.last.segments})
+        try:
+            self._view(patience=patience)
+        except (StoreError, OSError) as error:
+            logger.warning("%s; the change is committed all the same", error)
+        self._tidy()
+
+    @contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """Leave no file behind where a change is not committed."""
+        try:
+            yield
+        except BaseException:
+            self._tidy()
+            raise
+
+    def _tidy(self) -> None:
+        """Delete files of segments that the catalogue does not name; what cannot be deleted now is the next time."""
+        with suppress(StoreError, OSError), self._catalogue.snapshot() as (_, records, _removed):
+            remove_strangers(self._folder, {record.name for record in records})

@@ -18,6 +18,7 @@ from ragft_plugin.langchain import (
     RoutedChain,
     ScoringReranker,
 )
+from ragft_plugin.retrieval import HashingEncoder, KnowledgeBase
 
 
 @pytest.fixture
@@ -117,9 +118,105 @@ async def test_max_marginal_relevance_prefers_what_is_new(tmp_path):
     store.knowledge_base.close()
 
 
+def test_scores_are_relevant_on_the_scale_of_the_mode_of_the_call(tmp_path):
+    texts = ["Brelkon stands in Tarmora.", "Ovens are hot."]
+    store = KnowledgeBaseVectorStore.from_texts(texts, None, path=tmp_path / "kb", mode="mmr")
+    (cosine,) = [score for _, score in store.similarity_search_with_score(texts[0], k=1)]
+    assert cosine == pytest.approx(1.0)
+    assert store.similarity_search_with_relevance_scores("Ovens", k=1)[0][1] > 0.5
+    for mode, scaled in [
+        ("hybrid", lambda score: score),
+        ("dense", lambda score: (1 + score) / 2),
+        ("mmr", lambda score: (1 + score) / 2),
+        ("rrf", lambda score: score * 61 / 2),
+        ("bm25", lambda score: score / (1 + score)),
+    ]:
+        plain = store.similarity_search_with_score("Where is Brelkon?", k=2, mode=mode)
+        found = store.similarity_search_with_relevance_scores("Where is Brelkon?", k=2, mode=mode)
+        assert found == [(document, pytest.approx(scaled(score))) for document, score in plain]
+    with pytest.raises(ConfigError, match="unknown mode 'near'"):
+        store.similarity_search_with_relevance_scores("Where is Brelkon?", mode="near")
+    store.knowledge_base.close()
+
+
+async def test_scores_are_relevant_without_holding_the_event_loop_just_as_well(store):
+    store.add_documents(DOCUMENTS)
+    found = await store.asimilarity_search_with_relevance_scores("Avel", k=2, mode="bm25")
+    assert found == store.similarity_search_with_relevance_scores("Avel", k=2, mode="bm25")
+
+
+class Asymmetric(HashingEncoder):
+    """Encodes questions in a way of its own, and counts the passages that it encodes."""
+
+    passages = 0
+
+    def encode(self, texts):
+        self.passages += len(texts)
+        return super().encode(texts)
+
+    def encode_queries(self, texts):
+        return super().encode([text.removeprefix("query: ") for text in texts])
+
+
+def test_questions_are_encoded_as_questions_and_documents_only_once(tmp_path):
+    encoder = Asymmetric(64)
+    texts = ["the pump is red", "the pump is red indeed", "the pump stands in Sulm"]
+    store = KnowledgeBaseVectorStore(KnowledgeBase.create(tmp_path / "kb", encoder))
+    store.add_texts(texts)
+    encoder.passages = 0
+    vector = store.embeddings.embed_query("query: the pump is red")
+    assert vector == HashingEncoder(64).encode([texts[0]])[0].tolist()
+    found = store.max_marginal_relevance_search("query: the pump is red", k=2, lambda_mult=0.2)
+    assert [one.page_content for one in found] == [texts[0], texts[2]]
+    assert store.max_marginal_relevance_search_by_vector(vector, k=2, lambda_mult=0.2) == found
+    assert encoder.passages == 0
+    store.knowledge_base.close()
+
+
+def test_stored_vectors_are_those_of_the_encoder_in_the_order_asked_for(tmp_path):
+    encoder = HashingEncoder(64)
+    with KnowledgeBase.create(tmp_path / "kb", encoder) as kb:
+        assert kb.vectors(["a"]).shape == (1, 0)
+        KnowledgeBaseVectorStore(kb).add_texts(["red", "blue", "old"], ids=["a", "b", "c"])
+        KnowledgeBaseVectorStore(kb).add_texts(["new"], ids=["c"])
+        kb.delete(["b"])
+        expected = [*encoder.encode(["new", "red"]), np.zeros(64), np.zeros(64), encoder.encode(["new"])[0]]
+        np.testing.assert_allclose(kb.vectors(["c", "a", "b", "nobody", "c"]), expected, atol=1e-6)
+        assert kb.vectors([]).shape == (0, 64)
+        kb.compact()
+        np.testing.assert_allclose(kb.vectors(["a"]), encoder.encode(["red"]), atol=1e-6)
+    with KnowledgeBase.create(tmp_path / "words", None) as kb:
+        KnowledgeBaseVectorStore(kb).add_texts(["red"], ids=["a"])
+        assert kb.vectors(["a"]).shape == (1, 0)
+
+
+def test_the_encoder_behind_embeddings_is_what_a_store_is_bound_to(tmp_path):
+    with KnowledgeBase.create(tmp_path / "native", "hashing") as kb:
+        KnowledgeBaseVectorStore(kb).add_texts(["red lamps"], ids=["a"])
+    with KnowledgeBaseVectorStore.open(tmp_path / "native", EncoderEmbeddings("hashing")).knowledge_base as kb:
+        assert kb.retrieve(["lamps"], 1)[0][0].id == "a"
+    KnowledgeBaseVectorStore.create(tmp_path / "made", EncoderEmbeddings("hashing")).knowledge_base.close()
+    with KnowledgeBase.open(tmp_path / "made") as kb:
+        assert isinstance(kb.encoder, HashingEncoder)
+    with pytest.raises(StoreError, match="holds vectors of hashing-1-512, not of hashing-1-64"):
+        KnowledgeBaseVectorStore.open(tmp_path / "made", EncoderEmbeddings(HashingEncoder(64)))
+    # Also where the wrapper stands around them.
+    assert EmbeddingsEncoder(EncoderEmbeddings(HashingEncoder(64))).fingerprint == "hashing-1-64"
+
+
+def test_embeddings_that_change_the_vectors_are_not_taken_for_the_encoder_behind_them():
+    class Shouting(EncoderEmbeddings):
+        def embed_documents(self, texts):
+            return super().embed_documents([f"{text} shouted" for text in texts])
+
+    made = EmbeddingsEncoder(Shouting("hashing")).fingerprint
+    assert made.startswith("langchain:Shouting:probe-")
+    assert made != EmbeddingsEncoder(Shouting(HashingEncoder(64))).fingerprint
+
+
 def test_bad_input_is_named(store, tmp_path):
     store.add_documents(DOCUMENTS)
-    with pytest.raises(ConfigError, match=r"of shape \(queries, 512\); got \(1, 3\)"):
+    with pytest.raises(ConfigError, match=r"of shape \(\w+, 512\).*; got \(1, 3\)"):
         store.similarity_search_by_vector([0.1, 0.2, 0.3])
     with pytest.raises(ConfigError, match="3 texts came with 1 ids"):
         store.add_texts(["a", "b", "c"], ids=["1"])

@@ -76,7 +76,7 @@ from ragft_plugin.llama_index import (
 from ragft_plugin.llama_index.testing import recorded
 from ragft_plugin.pipeline import Pipeline
 from ragft_plugin.prompts import closed_book, messages, open_book
-from ragft_plugin.retrieval import HashingEncoder, KnowledgeBase
+from ragft_plugin.retrieval import HashingEncoder, KnowledgeBase, as_encoder, import_index, index_folder
 from ragft_plugin.retrieval.filters import matches
 from ragft_plugin.types import Decision, Evidence, Generation, Passage, Prompt, Usage
 
@@ -229,6 +229,18 @@ async def test_an_access_filter_never_lets_another_passage_through(
     assert sorted(p.id for p in (await retriever.aretrieve([PORT], 3, scope))[0]) == expected
 
 
+@pytest.mark.parametrize("values", [[None, "p3"], [True, "p3"], [1, "p3"]])
+async def test_an_access_filter_that_llama_index_cannot_say_is_obeyed_all_the_same(values: list[Any]) -> None:
+    nodes = [TextNode(id_=i, text=t, metadata={"source": i}) for i, t in FACTS.items()]
+    retriever: Any = from_retriever(VectorStoreIndex(nodes, embed_model=WordEmbedding()))
+    assert [p.id for p in retriever.retrieve([PORT], 3, {"source": {"$in": values}})[0]] == ["p3"]
+    assert [p.id for p in (await retriever.aretrieve([PORT], 3, {"source": {"$in": values}}))[0]] == ["p3"]
+    with pytest.raises(ConfigError, match=r"unknown operator '\$like'"):
+        retriever.retrieve([PORT], 3, {"source": {"$like": "p3"}})
+    with pytest.raises(ConfigError, match=r"unknown operator '\$like'"):
+        await retriever.aretrieve([PORT], 3, {"source": {"$like": "p3"}})
+
+
 def test_an_access_filter_reaches_the_vector_store_before_k() -> None:
     nodes = [TextNode(id_=i, text=t, metadata={"source": i}) for i, t in FACTS.items()]
     retriever = from_retriever(VectorStoreIndex(nodes, embed_model=WordEmbedding()))
@@ -329,6 +341,12 @@ def test_what_llama_index_cannot_say_is_refused(filter: dict[str, Any]) -> None:
         (FilterOperator.CONTAINS, "b", {"x": ["b"]}, True),
         (FilterOperator.IS_EMPTY, None, {}, True),
         (FilterOperator.IS_EMPTY, None, {"x": 1}, False),
+        (FilterOperator.IS_EMPTY, None, {"x": None}, True),
+        (FilterOperator.IS_EMPTY, None, {"x": ""}, True),
+        (FilterOperator.IS_EMPTY, None, {"x": "a"}, False),
+        (FilterOperator.IS_EMPTY, None, {"x": ["a"]}, False),
+        (FilterOperator.IS_EMPTY, None, {"x": 0}, False),
+        (FilterOperator.IS_EMPTY, None, {"x": False}, False),
     ],
 )
 def test_operators_over_lists(operator: FilterOperator, value: Any, metadata: Any, expected: bool) -> None:
@@ -605,6 +623,126 @@ def test_a_source_of_the_users_own_is_kept_and_its_document_can_still_be_deleted
     assert made.get_nodes() == []
 
 
+def of_document(id: str, document: str, **metadata: Any) -> TextNode:
+    related = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document)}
+    return TextNode(id_=id, text=f"words of {id}", metadata=metadata, relationships=related)
+
+
+@pytest.mark.parametrize("encoder", ["hashing", None])
+def test_deleting_a_document_deletes_its_nodes_and_no_others(tmp_path: Path, encoder: Any) -> None:
+    base = KnowledgeBase.create(tmp_path / "kb", encoder)
+    made = KnowledgeBaseVectorStore(base)
+    own = of_document("n2", "D1", source="manual.pdf")
+    other = of_document("n3", "D9", source="D1")
+    made.add([of_document("n1", "D1"), own, other, TextNode(id_="n4", text="words of nobody")])
+    base.add([Passage("p1", "words from a file", metadata={"source": "D1"})])
+    made.delete("D1")
+    assert base.ids() == ["n3", "n4"]
+    made.delete("manual.pdf")
+    made.delete("unknown")
+    assert base.ids() == ["n3", "n4"]
+    made.delete("D9")
+    assert base.ids() == ["n4"]
+
+
+def test_documents_are_found_by_columns_and_not_by_a_look_at_every_passage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = KnowledgeBaseVectorStore.from_path(tmp_path / "kb")
+    made.add([of_document(f"n{i}", f"D{i % 5}", n=i % 2) for i in range(40)])
+    read: list[int] = []
+    get = KnowledgeBase.get
+
+    def watched(self: KnowledgeBase, ids: Any) -> Any:
+        read.append(len(ids))
+        return get(self, ids)
+
+    monkeypatch.setattr(KnowledgeBase, "get", watched)
+    made.delete("D3")
+    wanted = MetadataFilters(filters=[MetadataFilter(key="n", value=1), MetadataFilter(key="source", value="D4")])
+    assert [node.node_id for node in made.get_nodes(filters=wanted)] == ["n9", "n19", "n29", "n39"]
+    made.delete_nodes(filters=wanted)
+    assert max(read) == 8
+    assert len(made.client) == 40 - 8 - 4
+
+
+def test_a_file_whose_passages_were_deleted_is_read_again_when_it_is_indexed(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.md").write_text("Ovens are hot.")
+    made = KnowledgeBaseVectorStore.from_path(tmp_path / "kb")
+    index_folder(made.client, tmp_path / "files")
+    made.add([of_document("n", "D9", source="a.md")])
+    made.delete("a.md")
+    assert made.client.ids() == ["n"]
+    index_folder(made.client, tmp_path / "files")
+    assert "Ovens are hot." in [node.get_content() for node in made.get_nodes()]
+
+
+def test_documents_limit_the_search_whichever_way_they_came(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    for name in ("a.md", "b.md"):
+        (tmp_path / "files" / name).write_text(f"Ovens are hot, says {name}.")
+    made = KnowledgeBaseVectorStore.from_path(tmp_path / "kb")
+    index_folder(made.client, tmp_path / "files")
+    made.add([of_document("n", "c.md", source="a.md")])
+    for document in ("a.md", "c.md"):
+        query = VectorStoreQuery(query_str="hot ovens", similarity_top_k=9, doc_ids=[document])
+        nodes = made.query(query).nodes or []
+        assert [node.ref_doc_id for node in nodes] == [document]
+
+
+def test_a_store_is_made_in_a_language_and_opened_in_it_again(tmp_path: Path) -> None:
+    made = KnowledgeBaseVectorStore.from_path(tmp_path / "kb", language="german", encoder=None)
+    made.add([TextNode(id_="1", text="Die Häuser sind alt.")])
+    made.client.close()
+    again = KnowledgeBaseVectorStore.from_path(tmp_path / "kb", language="german", encoder=None)
+    assert again.query(VectorStoreQuery(query_str="Haus", mode=VectorStoreQueryMode.SPARSE)).ids == ["1"]
+
+
+def test_the_threshold_of_mmr_weighs_nearness_against_difference(tmp_path: Path) -> None:
+    made = KnowledgeBaseVectorStore.from_path(tmp_path / "kb")
+    texts = ["the pump is red", "the pump is red indeed", "the pump stands in Sulm"]
+    made.add([TextNode(id_=str(n), text=text) for n, text in enumerate(texts)])
+    vector = [float(x) for x in HashingEncoder().encode([texts[0]])[0]]
+    for asked in ({"query_str": texts[0]}, {"query_embedding": vector}):
+        query = VectorStoreQuery(similarity_top_k=2, mode=VectorStoreQueryMode.MMR, **asked)  # type: ignore[arg-type]
+        assert made.query(query, mmr_threshold=1.0).ids == ["0", "1"]
+        assert made.query(query, mmr_threshold=0.2).ids == ["0", "2"]
+        query.mmr_threshold = 1.0
+        assert made.query(query).ids == ["0", "1"]
+        query.mmr_threshold = 0.2
+        assert made.query(query, mmr_threshold=1.0).ids == ["0", "2"]
+    index = VectorStoreIndex.from_vector_store(made, embed_model=EncoderEmbedding(HashingEncoder()))
+    options: dict[str, Any] = {"vector_store_query_mode": "mmr", "similarity_top_k": 2}
+    for threshold, expected in ((1.0, ["0", "1"]), (0.2, ["0", "2"])):
+        retriever = index.as_retriever(**options, vector_store_kwargs={"mmr_threshold": threshold})
+        assert [found.node.node_id for found in retriever.retrieve(texts[0])] == expected
+
+
+def test_a_weight_that_cannot_be_obeyed_is_refused(store: KnowledgeBaseVectorStore) -> None:
+    query = VectorStoreQuery(query_str="wells", mode=VectorStoreQueryMode.HYBRID, alpha=0.3)
+    with pytest.raises(ConfigError, match=r"alpha=0\.3 cannot be obeyed.*leave alpha out"):
+        store.query(query)
+    query.mode = VectorStoreQueryMode.DEFAULT
+    assert store.query(query).ids == ["p3"]
+
+
+def test_nodes_taken_over_from_an_index_keep_their_document(tmp_path: Path) -> None:
+    nodes = [of_document("n1", "D1"), of_document("n2", "D1", source="manual.pdf"), TextNode(id_="n3", text="words")]
+    index = VectorStoreIndex(nodes, embed_model=WordEmbedding())
+    base = KnowledgeBase.create(tmp_path / "kb")
+    import_index(base, index)
+    made = KnowledgeBaseVectorStore(base)
+    assert {node.node_id: node.ref_doc_id for node in made.get_nodes()} == {"n1": "D1", "n2": "D1", "n3": None}
+    (own,) = made.get_nodes(["n2"])
+    assert own.metadata["source"] == "manual.pdf"
+    assert "D1" not in own.get_content(metadata_mode=MetadataMode.LLM)
+    # Written back by the store, it is still of its document.
+    made.add([own])
+    made.delete("D1")
+    assert base.ids() == ["n3"]
+
+
 def test_deleting_without_saying_what_is_refused(store: KnowledgeBaseVectorStore) -> None:
     with pytest.raises(ConfigError, match="needs node_ids or filters"):
         store.delete_nodes()
@@ -656,8 +794,30 @@ def test_embedding_wrappers_are_inverse() -> None:
     texts = list(FACTS.values())
     wrapped = EmbeddingEncoder(EncoderEmbedding(encoder))
     np.testing.assert_allclose(wrapped.encode(texts), encoder.encode(texts))
-    assert wrapped.fingerprint == f"EncoderEmbedding:{encoder.fingerprint}"
+    assert wrapped.fingerprint == encoder.fingerprint
     assert wrapped.encode([]).shape == (0, 0)
+    assert as_encoder(EncoderEmbedding(encoder)) is encoder
+
+
+def test_an_embedding_that_changes_the_vectors_is_not_taken_for_the_encoder_behind_it() -> None:
+    class Shouting(EncoderEmbedding):
+        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            return super()._get_text_embeddings([f"{text} shouted" for text in texts])
+
+    # Its name is the string that stands there, as ever.
+    assert as_encoder(Shouting(HashingEncoder(64))).fingerprint == "EncoderEmbedding:hashing-1-64"
+
+
+async def test_questions_are_embedded_as_the_encoder_encodes_questions() -> None:
+    class Asymmetric(HashingEncoder):
+        def encode_queries(self, texts: Any) -> Any:
+            return self.encode([text.removeprefix("query: ") for text in texts])
+
+    embedding = EncoderEmbedding(Asymmetric(64))
+    expected = HashingEncoder(64).encode(["red lamps"])[0].tolist()
+    assert embedding.get_query_embedding("query: red lamps") == expected
+    assert await embedding.aget_query_embedding("query: red lamps") == expected
+    assert embedding.get_text_embedding("query: red lamps") != expected
 
 
 def test_vectors_are_scaled_to_length_one() -> None:

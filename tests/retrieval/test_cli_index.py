@@ -37,7 +37,7 @@ def knowledge_bases(project: Path) -> list[Path]:
     return [path.parent for path in project.rglob("knowledge.db") if not path.parent.name.startswith(".")]
 
 
-def test_the_bar_tells_count_rate_and_time_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_tells_share_amount_rate_and_time_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(30):
         (project / "docs" / f"{n}.md").write_text(f"Lamp {n} is red.")
     terminal = Terminal()
@@ -45,8 +45,9 @@ def test_the_bar_tells_count_rate_and_time_left(project: Path, monkeypatch: pyte
     assert run(["index", "docs"]) == 0
     shown = terminal.getvalue()
     assert "indexing" in shown
-    assert "30/30" in shown
-    assert "files/s" in shown
+    assert "100%" in shown
+    assert "440 B of 440 B" in shown
+    assert "B/s" in shown
 
 
 def test_json_on_a_terminal_shows_no_bar(
@@ -98,6 +99,63 @@ def test_a_file_without_read_permission_is_skipped(project: Path, capsys: pytest
     (project / "docs" / "secret.md").chmod(0)
     assert run(["index", "docs"]) == 0
     assert "secret.md: cannot be read: Permission denied" in capsys.readouterr().err
+
+
+def test_a_malformed_row_costs_its_file_alone_and_is_told_by_the_exit_status(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "docs" / "bad.csv").write_text("a,b\n1\n")
+    (project / "docs" / "good.md").write_text("Lamps are red.")
+    assert run(["index", "docs"]) == 2
+    out, err = capsys.readouterr()
+    assert "added 1" in out
+    assert "bad.csv:2" in err
+
+
+def test_a_second_folder_needs_a_name(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("docs", "more"):
+        (project / name).mkdir(exist_ok=True)
+        (project / name / "a.md").write_text(f"Lamps of {name}.")
+    assert run(["index", "docs"]) == 0
+    assert run(["index", "more"]) == 2
+    assert "--collection NAME" in capsys.readouterr().err
+    assert run(["index", "more", "--collection", "more"]) == 0
+    assert "passages 2" in capsys.readouterr().out
+    (project / "docs").rename(project / "papers")
+    assert run(["index", "papers"]) == 2
+    assert run(["index", "papers", "--moved"]) == 0
+
+
+def test_another_encoder_than_that_of_the_knowledge_base_is_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "docs" / "a.md").write_text("Lamps are red.")
+    assert run(["index", "docs"]) == 0
+    settings = project / "ragft.yaml"
+    plain = settings.read_text()
+    for other, told in (("minilm", "all-MiniLM"), ("none", "encoder: none"), ("nowhere", "unknown encoder")):
+        settings.write_text(plain.replace("encoder: hashing", f"encoder: {other}"))
+        assert run(["index", "docs"]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_the_true_reason_is_told_when_no_knowledge_base_can_be_made(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "docs" / "a.md").write_text("Lamps are red.")
+    (project / "knowledge_base").mkdir()
+    (project / "knowledge_base" / "something").write_text("else")
+    assert run(["index", "docs"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_documents_are_cut_as_the_settings_say(project: Path) -> None:
+    (project / "docs" / "a.txt").write_text("Lamps are red. Gears are blue. Wheels are round.")
+    settings = project / "ragft.yaml"
+    settings.write_text(settings.read_text() + "chunks: {size: 20, overlap: 0}\n")
+    assert run(["index", "docs"]) == 0
+    with KnowledgeBase.open(project / "knowledge_base", read_only=True) as kb:
+        assert len(kb) == 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ragft_plugin.errors import ConfigError
 from ragft_plugin.retrieval import Chunker, KnowledgeBase, ParentChunker, index_folder
+from ragft_plugin.types import Passage
 
 TEXTS = ["Red lamps.", "red  LAMPS.", "Blue gears.", "Tax law.", "Deep harbour."]
 
@@ -83,7 +84,7 @@ def test_an_interrupted_run_loses_no_text(tmp_path: Path) -> None:
         (docs / "a.csv").write_text(rows(["Blue gears."]))
         whole = kb.replace_sources
 
-        def interrupted(sources):  # type: ignore[no-untyped-def]
+        def interrupted(sources, **_):  # type: ignore[no-untyped-def]
             whole({"a.csv": sources["a.csv"]})
             raise KeyboardInterrupt
 
@@ -101,3 +102,16 @@ def test_children_are_not_taken_from_their_parents(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match="take children from their parents"),
     ):
         index_folder(kb, tmp_path, chunker=ParentChunker(parents=Chunker(80, 0), size=30), distinct=True)
+
+
+def test_a_text_is_kept_by_another_file_where_its_owner_is_refused(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    with KnowledgeBase.create(tmp_path / "kb") as kb:
+        kb.add([Passage("7", "Somebody else's.")])
+        (docs / "a.jsonl").write_text('{"id": "7", "text": "Red lamps."}\n{"id": "8", "text": "Tax law."}\n')
+        (docs / "b.txt").write_text("Tax law.")
+        assert [Path(s.path).name for s in index_folder(kb, docs, distinct=True).skipped] == ["a.jsonl"]
+        (docs / "a.jsonl").unlink()
+        index_folder(kb, docs, distinct=True)
+        assert sorted(p.text for p in kb.get(kb.ids())) == ["Somebody else's.", "Tax law."]

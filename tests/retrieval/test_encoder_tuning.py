@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.evaluation import Outcomes
-from ragft_plugin.retrieval import KnowledgeBase
+from ragft_plugin.evaluation.intervals import Interval
+from ragft_plugin.retrieval import KnowledgeBase, SentenceTransformersEncoder, index_folder
 from ragft_plugin.retrieval.encoder_model import weights_fingerprint
-from ragft_plugin.retrieval.encoder_tuning import Positive, positives_from_log, reencode, tune_encoder
+from ragft_plugin.retrieval.encoder_tuning import EncoderReport, Positive, positives_from_log, reencode, tune_encoder
 from ragft_plugin.types import Passage
 
 CONCEPTS = 24
@@ -79,6 +80,75 @@ def test_a_tuned_encoder_is_kept_and_the_knowledge_base_gets_another_fingerprint
         assert len(reopened) == 240
     with pytest.raises(StoreError):
         KnowledgeBase.open(tmp_path / "new", encoder="hashing")
+
+
+def kept_report(model: Any, folder: Path) -> EncoderReport:
+    """As of a tuning that left the model as it is, and was kept."""
+    model.save(str(folder))
+    return EncoderReport(
+        pairs=2, triplets=0, held_out=2, hit_before=0.0, hit_after=1.0, mrr_before=0.0, mrr_after=1.0,
+        gain=Interval(1.0, 0.5, 1.0), kept=True, folder=folder, fingerprint=weights_fingerprint(model),
+    )  # fmt: skip
+
+
+def test_a_re_encoded_knowledge_base_keeps_settings_files_and_order(model: Any, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_text("Die Häuser stehen am Hafen.")
+    (docs / "b.txt").write_text("Schiffe bringen Holz.")
+    report = kept_report(model, tmp_path / "encoder")
+    with KnowledgeBase.create(tmp_path / "kb", require_filter=True, language="german") as kb:
+        kb.add([Passage("first", "Ein Haus.", metadata={"source": "elsewhere"})])
+        index_folder(kb, docs)
+        kb.add([Passage("last", "Noch ein Haus."), Passage("odd", "Und noch eins.", metadata={"source": 7})])
+        with reencode(kb, report, tmp_path / "new") as new:
+            assert new.get(new.ids()) == kb.get(kb.ids())
+            assert new.ids() == kb.ids()
+            assert sorted(new.sources()) == ["a.txt", "b.txt"]
+            assert new.sources() == kb.sources()
+            with pytest.raises(ConfigError, match="requires a filter"):
+                new.retrieve(["Haus"], 1)
+            # The stemmer of German makes one word of these.
+            [found] = new.retrieve(["Hause"], 9, {"source": {"$exists": True}}, mode="bm25")
+            assert "first" in [p.id for p in found]
+            again = index_folder(new, docs)
+            assert (again.added, again.updated, again.deleted, again.unchanged) == (0, 0, 0, 2)
+    with (
+        KnowledgeBase.open(tmp_path / "new", encoder=report.encoder()) as reopened,
+        pytest.raises(ConfigError, match="requires a filter"),
+    ):
+        reopened.retrieve(["Haus"], 1)
+
+
+def test_a_file_that_is_indexed_while_passages_are_re_encoded_is_read_again_later(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = kept_report(model, tmp_path / "encoder")
+    with KnowledgeBase.create(tmp_path / "kb") as kb:
+        kb.replace_source("a", [Passage("1", "old", metadata={"source": "a"})], digest="old")
+        ids = kb.ids
+
+        def change_behind() -> list[str]:
+            kb.replace_source("a", [Passage("1", "new", metadata={"source": "a"})], digest="new")
+            return ids()
+
+        monkeypatch.setattr(kb, "ids", change_behind)
+        with reencode(kb, report, tmp_path / "new") as new:
+            assert new.sources() == {"a": "old"}
+
+
+def test_a_knowledge_base_that_cannot_be_re_encoded_lets_go_of_its_lock(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = kept_report(model, tmp_path / "encoder")
+    monkeypatch.setattr(SentenceTransformersEncoder, "encode", lambda self, texts: np.full((len(texts), 32), np.nan))
+    with KnowledgeBase.create(tmp_path / "kb") as kb:
+        kb.add([Passage("1", "one")])
+        with pytest.raises(DataError, match="NaN"):
+            reencode(kb, report, tmp_path / "new")
+    monkeypatch.undo()
+    with KnowledgeBase.open(tmp_path / "new", encoder=report.encoder()) as left:
+        left.add([Passage("1", "one")])
 
 
 def test_an_encoder_that_does_not_get_better_is_not_kept(model: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ragft_plugin.retrieval import (
     import_faiss_store,
     import_index,
 )
+from ragft_plugin.types import Passage
 
 TEXTS = ["Red lamps.", "Blue gears.", "Tax law."]
 
@@ -170,6 +171,41 @@ def test_an_index_of_llama_index_is_taken_over(tmp_path: Path) -> None:
             import_index(kb, index, fingerprint=encoder.fingerprint)
         with pytest.raises(ConfigError, match="give a VectorStoreIndex"):
             import_index(kb, nodes)
+
+
+def test_an_empty_index_of_llama_index_adds_nothing(tmp_path: Path) -> None:
+    core = pytest.importorskip("llama_index.core")
+    from ragft_plugin.llama_index import EncoderEmbedding, KnowledgeBaseVectorStore
+
+    encoder = HashingEncoder(64)
+    with KnowledgeBase.create(tmp_path / "kb", encoder) as kb, KnowledgeBase.create(tmp_path / "other", encoder) as old:
+        empty = core.VectorStoreIndex([], embed_model=EncoderEmbedding(encoder))
+        assert import_index(kb, empty, fingerprint=encoder.fingerprint).added == 0
+        assert import_index(kb, empty).added == 0
+        # A store that keeps the texts has nodes that the index' structure does not list.
+        old.add([Passage("a", "Red lamps.")])
+        store = KnowledgeBaseVectorStore(old)
+        index = core.VectorStoreIndex.from_vector_store(store, embed_model=EncoderEmbedding(encoder))
+        assert import_index(kb, index).added == 1
+
+
+def test_a_node_with_a_source_of_its_own_keeps_its_document_beside_it(tmp_path: Path) -> None:
+    core = pytest.importorskip("llama_index.core")
+    from ragft_plugin.llama_index import EncoderEmbedding
+
+    encoder = HashingEncoder(64)
+    nodes = [core.schema.TextNode(text=text, id_=id) for id, text in zip("lgt", TEXTS, strict=True)]
+    nodes[0].metadata["source"], nodes[1].metadata["source"] = "manual.pdf", "D1"
+    for node in nodes:
+        node.relationships[core.schema.NodeRelationship.SOURCE] = core.schema.RelatedNodeInfo(node_id="D1")
+    index = core.VectorStoreIndex(nodes, embed_model=EncoderEmbedding(encoder))
+    with KnowledgeBase.create(tmp_path / "kb", encoder) as kb:
+        assert import_index(kb, index).added == 3
+        assert [p.metadata for p in kb.get(["l", "g", "t"])] == [
+            {"source": "manual.pdf", "_ref_doc_id": "D1"},
+            {"source": "D1"},
+            {"source": "D1"},
+        ]
 
 
 def test_a_store_that_tells_no_vectors_is_encoded_again_or_refused(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ragft_plugin.arms import Arm
@@ -57,8 +59,66 @@ def test_more_wanted_than_candidates_are_all_scored_and_none_wanted_scores_none(
     assert Reranked(Listed(), lengths).retrieve(["?"], 2) == [[]]
 
 
-@pytest.mark.parametrize(("scores", "reason"), [([1.0], "1 scores for 2 passages"), ([1.0, float("nan")], "NaN")])
-def test_scores_that_make_no_order_are_refused(scores: list[float], reason: str) -> None:
+class Tensor:
+    """As a tensor on another device: numpy cannot read it, ``tolist`` gives its numbers."""
+
+    def __init__(self, *numbers: Any) -> None:
+        self.numbers = list(numbers)
+
+    def tolist(self) -> list[Any]:
+        return self.numbers
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [1, 2.5],
+        (1.0, 2.5),
+        np.array([1.0, 2.5]),
+        np.array([[1.0], [2.5]], dtype=np.float32),
+        [[1.0], [2.5]],
+        [np.float32(1.0), np.array([2.5])[0]],
+        [np.array([1.0]), np.array([2.5])],
+        Tensor([1.0], [2.5]),
+        [Fraction(1), Fraction(5, 2)],
+        map(float, (1.0, 2.5)),
+    ],
+)
+def test_scores_may_come_as_a_list_an_array_a_tensor_or_a_column(scores: Any) -> None:
+    [found] = Reranked(Listed("a", "b"), lambda query, passages: scores).retrieve(["?"], 2)
+    assert [(p.id, p.score) for p in found] == [("b", 2.5), ("a", 1.0)]
+    assert all(type(p.score) is float for p in found)
+
+
+def test_a_column_for_a_single_passage_is_one_score() -> None:
+    [found] = Reranked(Listed("a"), lambda query, passages: np.array([[3.0]])).retrieve(["?"], 1)
+    assert [p.score for p in found] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ([1.0], r"shape \(1,\), for 2 passages, expected 2 numbers: shape \(2,\) or \(2, 1\)"),
+        (None, r"returned None, shape \(\), for 2 passages"),
+        (1.0, r"returned 1\.0, shape \(\)"),
+        (np.ones((2, 2)), r"shape \(2, 2\)"),
+        (np.ones((1, 2)), r"shape \(1, 2\)"),
+        ([[1.0], [1.0, 2.0]], "inhomogeneous"),
+        (["1.0", "2.0"], "str_ is no number"),
+        ("ab", "str_ is no number"),
+        ({"a": 1.0, "b": 2.0}, r"returned \{'a': 1\.0, 'b': 2\.0\} for 2 passages"),
+        ({1.0, 2.0}, "for 2 passages"),
+        ([1.0, object()], "for 2 passages"),
+        ([1.0, 10**400], "for 2 passages"),
+        ([1.0, float("nan")], "returned nan for passage 'b', expected a finite number"),
+        ([float("inf"), 1.0], "returned inf for passage 'a'"),
+        ([1.0, None], "returned nan for passage 'b'"),
+    ],
+)
+def test_what_is_not_a_finite_number_per_passage_is_refused(scores: Any, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         Reranked(Listed("a", "b"), lambda query, passages: scores).retrieve(["?"], 1)
 

@@ -188,6 +188,16 @@ def test_vectors_of_another_onnx_model_are_never_compared(tmp_path: Path) -> Non
             "not an encoder of version",
         ),
         ("encoder.json", lambda content: content.replace(b'"dim": 4', b'"dim": "4"'), "no valid 'dim'"),
+        (
+            "encoder.json",
+            lambda content: content.replace(b'"tokenizer.json"', b'"other.json"'),
+            "no valid 'sha256' of tokenizer.json",
+        ),
+        (
+            "encoder.json",
+            lambda content: json.dumps({**json.loads(content), "sha256": {}}).encode(),
+            "no valid 'sha256' of model.onnx",
+        ),
     ],
 )
 def test_a_damaged_onnx_encoder_is_refused(tmp_path: Path, name: str, change: Any, reason: str) -> None:
@@ -207,13 +217,24 @@ def test_a_model_that_is_no_onnx_is_refused_although_its_checksum_is_right(tmp_p
         write_encoder(tmp_path / "onnx", b"nonsense", Source(), weights="int8", max_tokens=3)
 
 
-def test_a_model_cannot_read_a_file_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "/secret.bin"])
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_a_model_with_weights_in_other_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str, place: str
+) -> None:
     onnx = pytest.importorskip("onnx")
     (tmp_path / "secret.bin").write_bytes(b"\0" * (len(WORDS) * 4 * 4))
+    monkeypatch.chdir(tmp_path)  # where onnxruntime looks for the files of a model that it gets as bytes
     model = onnx.load_from_string(onnx_bytes())
-    onnx.external_data_helper.set_external_data(model.graph.initializer[0], location="../secret.bin")
-    model.graph.initializer[0].ClearField("raw_data")
-    with pytest.raises(StoreError, match="cannot be loaded"):
+    table = model.graph.initializer[0]
+    if place == "constant":
+        node = onnx.helper.make_node("Constant", [], ["table"], value=table)
+        model.graph.node.insert(0, node)
+        del model.graph.initializer[0]
+        table = model.graph.node[0].attribute[0].t
+    onnx.external_data_helper.set_external_data(table, location=location)
+    table.ClearField("raw_data")
+    with pytest.raises(StoreError, match=r"model\.onnx keeps weights in other files"):
         write_encoder(tmp_path / "onnx", model.SerializeToString(), Source(), weights="int8", max_tokens=3)
 
 

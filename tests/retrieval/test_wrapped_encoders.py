@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from ragft_plugin.errors import ConfigError, DataError, MissingExtraError, StoreError
-from ragft_plugin.retrieval import KnowledgeBase, SentenceTransformersEncoder, as_encoder
+from ragft_plugin.retrieval import (
+    EmbeddingEncoder,
+    EmbeddingsEncoder,
+    KnowledgeBase,
+    SentenceTransformersEncoder,
+    as_encoder,
+)
 from ragft_plugin.retrieval.encoders import HashingEncoder, checked_vectors
 from ragft_plugin.types import Encoder, Passage
 
@@ -81,6 +87,85 @@ def test_models_are_named_by_their_class_and_name_or_as_told() -> None:
     encoder = HashingEncoder(8)
     assert as_encoder(encoder) is encoder
     assert as_encoder("hashing").fingerprint == HashingEncoder().fingerprint
+
+
+class Nameless:
+    """Embeddings whose client is called ``model``, as in many a wrapper around a server."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.model = object()
+        self.scale = scale
+        self.calls = 0
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        self.calls += 1
+        return [[float(len(text)), self.scale * text.count("e"), -1e-9] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+class NamelessEmbedding(Nameless):
+    """As LlamaIndex', whose models are called "unknown" where their user gave no name."""
+
+    model_name: Any = "unknown"
+
+    def class_name(self) -> str:
+        return "Nameless"
+
+    get_text_embedding_batch = Nameless.embed_documents
+    get_query_embedding = Nameless.embed_query
+    embed_documents = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "model", "kind"),
+    [(EmbeddingsEncoder, Nameless, "langchain:Nameless"), (EmbeddingEncoder, NamelessEmbedding, "Nameless")],
+)
+def test_a_model_without_a_name_is_known_by_a_vector_of_its_own_once_somebody_asks(
+    wrapper: Any, model: Any, kind: str
+) -> None:
+    one = wrapper(model())
+    inner = getattr(one, "embeddings", None) or one.embedding
+    assert inner.calls == 0
+    assert one.fingerprint == one.fingerprint == wrapper(model()).fingerprint
+    assert inner.calls == 1
+    assert one.fingerprint.startswith(f"{kind}:probe-")
+    assert one.fingerprint == wrapper(model(scale=1 + 1e-7)).fingerprint
+    assert one.fingerprint != wrapper(model(scale=2.0)).fingerprint
+    assert wrapper(model(), fingerprint="mine-1").fingerprint == "mine-1"
+
+
+def test_a_model_without_a_name_is_known_again_in_another_process(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests/retrieval')\n"
+        "from test_wrapped_encoders import Nameless\n"
+        "from ragft_plugin.retrieval import KnowledgeBase\n"
+        f"kb = KnowledgeBase.open({str(tmp_path / 'kb')!r}, encoder=Nameless())\n"
+        "print(kb.retrieve(['lamps'], 1, mode='dense')[0][0].id)"
+    )
+    with KnowledgeBase.create(tmp_path / "kb", Nameless()) as kb:
+        kb.add([Passage("l", "lamps")])
+    root = str(Path(__file__).parents[2])
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=root)
+    assert out.stdout.strip() == "l"
+
+
+def test_the_packages_own_embeddings_are_known_by_the_encoder_behind_them(tmp_path: Path) -> None:
+    class Wrapping(Embeddings):
+        model = ""
+
+        def __init__(self, encoder: Any) -> None:
+            self.wrapped_encoder = encoder
+
+    encoder = HashingEncoder(64)
+    assert as_encoder(Wrapping(encoder)) is encoder
+    assert EmbeddingsEncoder(Wrapping(encoder)).fingerprint == encoder.fingerprint
+    # As an earlier version called them, to open what it has made.
+    assert as_encoder(Wrapping(encoder), fingerprint="langchain:W:").fingerprint == "langchain:W:"
+    KnowledgeBase.create(tmp_path / "kb", Wrapping(encoder)).close()
+    with pytest.raises(StoreError, match="holds vectors of hashing-1-64, not of hashing-1-8"):
+        KnowledgeBase.open(tmp_path / "kb", encoder=Wrapping(HashingEncoder(8)))
 
 
 def test_what_encodes_nothing_is_refused() -> None:
