@@ -1,7 +1,7 @@
 """Approximate indexes: faster search in large segments, at a recall that is measured when they are built.
 
     flat   up to 50,000 vectors        exact; no index at all
-    pq     up to 4 million             4 bits for 8 dimensions, all read; 48 bytes a vector of 384 dimensions
+    pq     up to 4 million             4 bits for 4 dimensions, all read; 48 bytes a vector of 384 dimensions
     ivf    above                       inverted lists with 8-bit scalar quantisation, 392 bytes a vector; mapped
     hnsw   only when asked for         a graph over float32; in memory about 1.2 times the vectors
 
@@ -10,16 +10,22 @@ effort of the search (see ``retrieval.index_kinds``) is the least at which recal
 building.
 
 An index belongs to one immutable segment and is as immutable; it is derived, and a damaged one is left aside with a
-warning. FAISS reads its own format without running code, but it is not hardened against hostile files: from a stranger
-take the directory without ``indexes/``.
+warning. Accidents are noticed by checksums of its file and of the note beside it. A stranger's file has the right ones,
+and FAISS's reader is not made for it: it may be led outside the directory, or out of its memory. So a file is read only
+where all of it is what our kinds write (``retrieval.index_files``). Nothing guards against one that is changed between
+this check and the reading, nor against one that is well-formed and bad: with it the search finds less. Scores, filters
+and texts do not come from an index.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
+import stat
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +35,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragft_plugin.errors import ConfigError
+from ragft_plugin.retrieval.drafts import draft_of
 from ragft_plugin.retrieval.index_kinds import KINDS
+from ragft_plugin.retrieval.integrity import open_plain
 
 logger = logging.getLogger(__name__)
 _FAISS: Any = faiss  # its type hints lack some of its classes
 
 Vectors = NDArray[np.float32]
 Kind = Literal["flat", "pq", "hnsw", "ivf"]
-AIM = 0.97  # recall@10
+AIM = 0.98  # recall@10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,29 +119,37 @@ def build(vectors: Vectors, kind: Kind | Literal["auto"]) -> Approximate | None:
             best = middle
         else:
             low = middle.effort
-    logger.info("%s index over %d vectors: effort %d, recall@10 %.3f", chosen, len(vectors), best.effort, best.recall)
+    level = logging.INFO if best.recall >= AIM else logging.WARNING
+    told = "%s index over %d vectors: effort %d, recall@10 %.3f, aim %.2f"
+    logger.log(level, told, chosen, len(vectors), best.effort, best.recall, AIM)
     return best
 
 
 def save(approximate: Approximate, folder: Path, name: str) -> None:
-    """Write an index and its description; the description comes last and makes it valid."""
+    """Write an index and its note; the note comes last and makes it valid. All or nothing.
+
+    Raises:
+        OSError: they cannot be written.
+        RuntimeError: FAISS says so.
+    """
     folder.mkdir(exist_ok=True)
-    path, note = folder / f"{name}.faiss", folder / f"{name}.json"
-    temporary = path.with_suffix(".faiss.tmp")
-    faiss.write_index(approximate.index, str(temporary))
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(temporary, path)
-    text = {
-        "kind": approximate.kind,
-        "effort": approximate.effort,
-        "recall": approximate.recall,
-        "sha256": digest,
-    }
-    draft = note.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(text), "utf-8")
-    os.replace(draft, note)
+    path, note = _files(folder, name)
+    try:
+        with draft_of(path) as draft:
+            faiss.write_index(approximate.index, _FAISS.PyCallbackIOWriter(draft.write))
+            draft.seek(0)
+            digest = hashlib.file_digest(draft, "sha256").hexdigest()
+        about = {
+            "kind": approximate.kind,
+            "effort": approximate.effort,
+            "recall": approximate.recall,
+            "sha256": digest,
+        }
+        with draft_of(note) as draft:
+            draft.write(json.dumps({**about, "crc32": _crc(about)}).encode("utf-8"))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def load(folder: Path, name: str, shape: tuple[int, int]) -> Approximate | None:
@@ -144,25 +160,74 @@ def load(folder: Path, name: str, shape: tuple[int, int]) -> Approximate | None:
         name: of the segment.
         shape: of its vectors.
     """
-    path, note = folder / f"{name}.faiss", folder / f"{name}.json"
-    if not note.is_file() or note.is_symlink() or path.is_symlink() or folder.is_symlink():
-        return None
     try:
-        text = json.loads(note.read_text("utf-8"))
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != text["sha256"]:
+        return _read(folder, name, shape)
+    except _DamageError as error:
+        logger.warning("%s is damaged (%s); searching exactly until compact() builds it again", *error.args)
+        return None
+
+
+def damaged(folder: Path, name: str, shape: tuple[int, int]) -> list[str]:
+    """Return the files of an index that are damaged, none where there is no index; arguments as of ``load``."""
+    try:
+        _read(folder, name, shape)
+    except _DamageError as error:
+        return [str(error.args[0])]
+    return []
+
+
+class _DamageError(Exception):
+    """A file of an index is not what was written; arguments: path, reason."""
+
+
+def _read(folder: Path, name: str, shape: tuple[int, int]) -> Approximate | None:
+    path, note = _files(folder, name)
+    if not os.path.lexists(path) and not os.path.lexists(note):
+        return None
+    at = note
+    try:
+        about = _noted(note)
+        at, kind = path, KINDS[about["kind"]]
+        with _opened(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                 raise ValueError("its SHA-256 is not the one noted")
-        mapped = not KINDS[text["kind"]].resident
-        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
-        if (index.ntotal, index.d) != shape:
-            raise ValueError(f"it holds {index.ntotal} vectors of {index.d}, expected {shape}")
-        if mapped:
+            kind.check(file, *shape)
+            size = os.fstat(file.fileno()).st_size
+        index: Any = faiss.read_index(str(path), 0 if kind.resident else faiss.IO_FLAG_MMAP)
+        if not kind.resident:
             # Reading ahead in 32 threads, as FAISS does by default, only costs where the lists are in memory already.
             _FAISS.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
-        return Approximate(text["kind"], int(text["effort"]), float(text["recall"]), index, path.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        logger.warning("%s is damaged (%s); searching exactly until compact() builds it again", path, error)
-        return None
+    except Exception as error:  # whatever is the matter with an index: there is the exact search
+        raise _DamageError(at, error) from error
+    return Approximate(about["kind"], about["effort"], about["recall"], index, size)
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    with _opened(note) as file:
+        found = json.loads(file.read())
+    told = found.pop("crc32", None)
+    if told != _crc(found):
+        raise ValueError(f"its CRC-32 is {_crc(found)}, it says {told!r}")
+    kind = KINDS[found["kind"]]
+    if type(found["effort"]) is not int or not kind.least <= found["effort"] <= kind.most:
+        raise ValueError(f"the effort {found['effort']!r} is not from {kind.least} to {kind.most}")
+    if not isinstance(found["recall"], float):
+        raise ValueError(f"the recall {found['recall']!r} is no number")
+    return dict(found)
+
+
+def _crc(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode("utf-8"))
+
+
+def _files(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}.faiss", folder / f"{name}.json"
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError("it is no file but a link, a folder or a pipe")
+    return open_plain(path)
 
 
 def _sample(vectors: Vectors) -> tuple[Vectors, NDArray[np.int64]]:

@@ -2,7 +2,8 @@
 
 SQLite notices some damage while it reads; a flipped bit in one of its indexes it does not, and a passage would be
 missing without a word. Its own ``integrity_check`` compares every index with its table, about a second for a million
-passages: a small database is checked before it is used, a large one by a thread from then on.
+passages: a small database is checked before it is used, a large one by a thread from then on. That its tables are ours
+is looked at first, in any case.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sqlite3
 from contextlib import closing
 
+from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.catalogue import SCHEMA, SEGMENT_COLUMNS, Catalogue
 from ragft_plugin.retrieval.integrity import Check, Stopped
 from ragft_plugin.retrieval.records import SegmentRecord, State, content_hash
@@ -20,6 +22,18 @@ LARGE = 32 * 2**20  # bytes; about a tenth of a second to check
 
 # A stranger's database could bring triggers and views of its own, a flipped bit another type of column.
 EXPECTED = {statement.strip() for statement in SCHEMA.split(";")} - {""}
+
+
+def check_tables(catalogue: Catalogue) -> None:
+    """Refuse a database with other tables than ours, before anything is asked of it that could run what they bring.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    with catalogue.errors() as held:
+        found = {sql for (sql,) in held.connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+    if found != EXPECTED:
+        raise StoreError(_told(catalogue, "its tables are not those of a knowledge base"))
 
 
 def check_database(catalogue: Catalogue) -> Check | None:
@@ -33,13 +47,10 @@ def check_database(catalogue: Catalogue) -> Check | None:
         try:
             with closing(catalogue.connect()) as connection:
                 connection.set_progress_handler(stopped, 100_000)
-                lines = [] if _tables(connection) == EXPECTED else ["its tables are not those of a knowledge base"]
-                lines += [line for (line,) in connection.execute("PRAGMA integrity_check(3)") if line != "ok"]
+                lines = [line for (line,) in connection.execute("PRAGMA integrity_check(3)") if line != "ok"]
         except sqlite3.Error as error:
             lines = [] if stopped() else [str(error)]
-        if not lines:
-            return None
-        return f"{catalogue.path} is damaged: {'; '.join(lines)}. Restore it from a copy or index the documents again"
+        return _told(catalogue, "; ".join(lines)) if lines else None
 
     check = Check(catalogue.path.name, find)
     if catalogue.path.stat().st_size < LARGE:
@@ -49,8 +60,8 @@ def check_database(catalogue: Catalogue) -> Check | None:
     return check
 
 
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+def _told(catalogue: Catalogue, problem: str) -> str:
+    return f"{catalogue.path} is damaged: {problem}. Restore it from a copy or index the documents again"
 
 
 def audit(catalogue: Catalogue) -> tuple[list[str], list[SegmentRecord]]:

@@ -11,13 +11,15 @@ Source: Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and B
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tantivy
 from numpy.typing import NDArray
 
-from ragft_plugin.errors import ConfigError
+from ragft_plugin.errors import ConfigError, StoreError
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -47,6 +49,17 @@ def schema() -> Any:
     return builder.build()
 
 
+@contextmanager
+def panics_caught() -> Iterator[None]:
+    """Turn a panic of tantivy into a ValueError: what pyo3 raises is no Exception, and cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"tantivy has panicked: {error}") from error
+
+
 class Lexicon:
     """A pinned state of the index: what is committed later does not change it.
 
@@ -54,7 +67,6 @@ class Lexicon:
         searcher: tantivy's.
         schema: of the index.
         analyzer: as for the documents.
-        size: number of passages in it.
     """
 
     def __init__(self, searcher: Any, schema: Any, analyzer: Any) -> None:
@@ -67,8 +79,12 @@ class Lexicon:
             query: free text; no syntax.
             k: at most this many.
             allowed: rows that may be returned, sorted; None for all.
+
+        Raises:
+            StoreError: the index is damaged.
         """
-        counts = Counter(self._analyzer.analyze(query))
+        k = min(k, self._searcher.num_docs)  # tantivy makes room for so many
+        counts = Counter(self._analyzer.analyze(query.encode("utf-8", "replace").decode("utf-8")))
         if not counts or k == 0 or (allowed is not None and not len(allowed)):
             return np.empty(0), np.empty(0, np.int64)
         clauses = [(tantivy.Occur.Should, self._term(term, count)) for term, count in list(counts.items())[:MAX_TERMS]]
@@ -86,8 +102,13 @@ class Lexicon:
         return query if count == 1 else tantivy.Query.boost_query(query, float(count))
 
     def _run(self, query: Any, k: int) -> tuple[Scores, Rows]:
-        hits = self._searcher.search(query, k, count=False).hits
-        rows = np.asarray(self._searcher.fast_field_values("row", [address for _, address in hits]), np.int64)
+        try:
+            with panics_caught():
+                hits = self._searcher.search(query, k, count=False).hits
+                found = self._searcher.fast_field_values("row", [address for _, address in hits])
+            rows = np.asarray(found, np.int64)
+        except (ValueError, OverflowError) as error:
+            raise StoreError(f"the BM25 index is damaged: {error}; compact() writes it anew") from error
         scores = np.asarray([score for score, _ in hits], np.float64)
         order = np.lexsort((rows, -scores))  # equal scores in order of rows, not of tantivy's segments
         return scores[order], rows[order]

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import threading
+import uuid
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +23,8 @@ _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")  # every segment o
 _NAME = re.compile(r"meta\.json|[0-9a-f]{32}(\.[0-9a-z]+){1,2}")
 _MAGIC = 1337  # ends every file of tantivy, before it the length of a JSON footer with the CRC-32 of the rest
 _EVERY = 0.2  # seconds
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
+_Segment = tuple[str, int, tuple[int, int] | None]  # name, documents, and of deletions: stamp, number
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
 
 
 def find_damage(folder: Path) -> list[str]:
@@ -39,7 +41,7 @@ def find_damage(folder: Path) -> list[str]:
             meta, managed = _meta(folder), _managed(folder)
             if meta is None or managed is None:
                 return [str(folder / (_META if meta is None else _MANAGED))]
-            bad = sorted(_damaged(folder, meta["segments"], managed))
+            bad = [str(folder / name) for name in sorted(_damaged(folder, meta["segments"], managed))]
             if not bad or _meta(folder) == meta:
                 return bad
     except FileNotFoundError as error:
@@ -95,10 +97,15 @@ def _meta(folder: Path) -> dict[str, Any] | None:
     """Return what tantivy has committed, None where that is malformed."""
     try:
         meta = json.loads((folder / _META).read_text("utf-8"))
-        segments = [(s["segment_id"].replace("-", ""), s["max_doc"], s["deletes"]) for s in meta["segments"]]
-        return {"opstamp": int(meta["opstamp"]), "segments": segments}
+        return {"opstamp": int(meta["opstamp"]), "segments": list(map(_segment, meta["segments"]))}
     except _MALFORMED:
         return None
+
+
+def _segment(entry: dict[str, Any]) -> _Segment:
+    deletes = entry["deletes"]
+    deleted = None if deletes is None else (int(deletes["opstamp"]), int(deletes["num_deleted_docs"]))
+    return uuid.UUID(entry["segment_id"]).hex, int(entry["max_doc"]), deleted
 
 
 def _managed(folder: Path) -> set[str] | None:
@@ -110,20 +117,21 @@ def _managed(folder: Path) -> set[str] | None:
         return None
 
 
-def _damaged(folder: Path, segments: Iterable[tuple[str, int, Any]], managed: set[str]) -> set[str]:
+def _damaged(folder: Path, segments: Iterable[_Segment], managed: set[str]) -> set[str]:
     bad: set[str] = set()
     for name, documents, deletes in segments:
         files = [f"{name}.{part}" for part in _PARTS]
-        bad |= {str(folder / file) for file in files if _content(folder / file) is None}
+        bad |= {file for file in files if _content(folder / file) is None}
         if deletes is not None:
-            files.append(f"{name}.{deletes['opstamp']}.del")
+            stamp, deleted = deletes
+            files.append(f"{name}.{stamp}.del")
             alive = _content(folder / files[-1])
             if alive is None:
-                bad.add(str(folder / files[-1]))
-            elif not _add_up(alive, documents, deletes["num_deleted_docs"]):
-                bad.add(str(folder / _META))
+                bad.add(files[-1])
+            elif not _add_up(alive, documents, deleted):
+                bad.add(_META)
         if not managed.issuperset(files):
-            bad.add(str(folder / _MANAGED))
+            bad.add(_MANAGED)
     return bad
 
 

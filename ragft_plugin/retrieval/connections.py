@@ -19,6 +19,7 @@ from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.records import State
 
 _PATIENCE = 0.5  # seconds for a writer that opens or closes: between its files there is a moment without shared memory
+_PROBE = "SELECT 1 FROM sqlite_master LIMIT 1"  # reads the file, and runs nothing that a stranger has put into it
 _inherited: list[sqlite3.Connection] = []  # of a parent process: kept, since to drop one would close it
 
 Seen = tuple[int, ...]  # inode, mtime in ns and size of the database, and whether committed pages lie in its WAL
@@ -112,13 +113,13 @@ class Connections:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                return self._opened("mode=ro", "SELECT 1 FROM meta"), self._path, None
+                return self._opened("mode=ro", _PROBE), self._path, None
             except sqlite3.OperationalError:
                 # A directory that may not be written cannot hold the shared memory of a WAL. As long as nobody writes
                 # there, the file may be read as it is - unless a WAL with committed pages lies beside it.
                 *_, wal = seen = _look(self._path)
                 if not wal:
-                    return self._opened("mode=ro&immutable=1", "SELECT 1 FROM meta"), self._path, seen
+                    return self._opened("mode=ro&immutable=1", _PROBE), self._path, seen
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(0.01)

@@ -171,6 +171,7 @@ def _flat(fields: _Fields, count: int, dim: int) -> None:
 
 def _sizes(fields: _Fields, lists: int, count: int) -> list[int]:
     """Return the sizes of lists in their order; empty ones may be left out."""
+    sizes: list[int]
     layout = fields.array("S4", 1)[0]
     if layout == b"full":
         sizes = fields.vector("<u8", lists).tolist()

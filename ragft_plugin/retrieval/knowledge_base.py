@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import ConfigError, DataError, StoreError
 from ragft_plugin.retrieval.approximate import Kind
-from ragft_plugin.retrieval.audit import check_database
+from ragft_plugin.retrieval.audit import check_database, check_tables
 from ragft_plugin.retrieval.binding import BoundEncoder
 from ragft_plugin.retrieval.bm25 import analyzer
 from ragft_plugin.retrieval.catalogue import Catalogue
@@ -68,6 +68,7 @@ class KnowledgeBase:
         self._read_only = read_only or not self._writable
         self._catalogue = Catalogue(path / DATABASE, read_only=self._read_only)
         try:
+            check_tables(self._catalogue)
             settings = self._catalogue.settings()
             self._catalogue.check = check_database(self._catalogue)
             self._bound = BoundEncoder(path, settings.fingerprint, encoder)
@@ -78,7 +79,7 @@ class KnowledgeBase:
                 path / SEGMENTS,
                 self._catalogue,
                 self._lexical,
-                None if self._read_only else path / LOCK,
+                None if self._read_only else self._lock,
                 self._writing,
             )
             self._searching = Searching(

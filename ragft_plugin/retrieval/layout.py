@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -42,16 +43,34 @@ def make_folder(folder: Path, settings: Settings) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is no knowledge base, and links, which in a stranger's directory could lead anywhere.
+    """Refuse what is no knowledge base, and what would lead out of it in a stranger's directory.
+
+    That is every link, and a journal: SQLite undoes what it tells, and deletes the file that it names. A knowledge base
+    has a write-ahead log instead.
 
     Raises:
         StoreError: saying which.
     """
     if not is_knowledge_base(folder):
         raise StoreError(f"{folder} is no knowledge base; make one with KnowledgeBase.create")
-    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", SEGMENTS):
-        if (folder / name).is_symlink():
-            raise StoreError(f"{folder / name} is a link; a knowledge base holds none")
+    try:
+        for path in sorted(folder.iterdir()):
+            _check_entry(path)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _check_entry(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:  # somebody writes there
+        return
+    if stat.S_ISLNK(mode):
+        raise StoreError(f"{path} is a link; a knowledge base holds none")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise StoreError(f"{path} is neither a file nor a folder; a knowledge base holds nothing else")
+    if path.name == f"{DATABASE}-journal":
+        raise StoreError(f"{path} is a journal, which a knowledge base never has; copy it without that file")
 
 
 def is_knowledge_base(folder: Path) -> bool:

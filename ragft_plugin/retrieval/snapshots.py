@@ -37,12 +37,12 @@ class Snapshots:
         folder: of the segments.
         catalogue: says what there is.
         lexical: BM25 on disk.
-        lock: path of the writer's lock, to finish what a dead writer has left; None to write nothing.
+        lock: of the writer, to finish what a dead one has left; None to write nothing.
         writing: held by this process while it writes itself.
     """
 
     def __init__(
-        self, folder: Path, catalogue: Catalogue, lexical: LexicalIndex, lock: Path | None, writing: threading.RLock
+        self, folder: Path, catalogue: Catalogue, lexical: LexicalIndex, lock: WriterLock | None, writing: threading.RLock
     ) -> None:
         self._folder = folder
         self._catalogue = catalogue
@@ -131,15 +131,17 @@ class Snapshots:
         """Catch up where a writer died between its two commits; False if one is alive or nothing may be written."""
         if self._lock is None or not self._writing.acquire(blocking=False):
             return False
-        borrowed = WriterLock(self._lock)
+        ours = self._lock.held  # and the change that is to be finished may be one of ours that was interrupted
         try:
-            borrowed.acquire(patience=0.0)
+            self._lock.acquire(patience=0.0)
             self._lexical.catch_up(self._catalogue, self._catalogue.state())
-            self._lexical.stop_writing()
+            if not ours:
+                self._lexical.stop_writing()
         except StoreError as error:
             logger.debug("BM25 of %s: %s", self._folder.parent, error)
             return False
         finally:
-            borrowed.release()
+            if not ours:
+                self._lock.release()
             self._writing.release()
         return True

@@ -19,7 +19,7 @@ from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.encoders import checked_vectors
 from ragft_plugin.retrieval.lexical import LexicalIndex
 from ragft_plugin.retrieval.lock import WriterLock
-from ragft_plugin.retrieval.records import Record, SegmentRecord
+from ragft_plugin.retrieval.records import Record, SegmentRecord, State
 from ragft_plugin.retrieval.segments import INDEXES, Segment, remove_strangers, write_segment
 from ragft_plugin.retrieval.snapshots import PATIENCE, Snapshots
 from ragft_plugin.retrieval.view import View
@@ -76,6 +76,7 @@ class Writer:
         self._lock = lock
         self._encoder = encoder
         self._encoded_by = encoded_by
+        self._based_on = State()
 
     def start(self) -> None:
         """Take the lock and finish what another writer may have left."""
@@ -86,7 +87,7 @@ class Writer:
             self._lexical.catch_up(self._catalogue, state)
         except StoreError as error:
             logger.warning("%s", error)
-        self._view(patience=0.0)
+        self._based_on = self._view(patience=0.0).state
 
     def replace(
         self,
@@ -117,8 +118,8 @@ class Writer:
         )
         if not (fresh or gone or sources):
             return changes
+        state = self._based_on
         encoded = self._encoded(fresh, [*updated, *gone]) if vectors is None else self._looked_up(fresh, vectors)
-        state = self._catalogue.state()
         come: list[SegmentRecord] = []
         go: list[str] = []
         with self._tidied():
@@ -127,7 +128,12 @@ class Writer:
                 go, block = self._absorbed(rows, encoded)
                 come = [self._written(*block, index="auto" if len(fresh) > _MERGE_LIMIT else "flat")]
             after = self._catalogue.commit(
-                fresh, {**updated, **gone}, sources=sources, segments=(come, go), dim=encoded.shape[1]
+                fresh,
+                {**updated, **gone},
+                sources=sources,
+                segments=(come, go),
+                dim=encoded.shape[1],
+                based_on=state,
             )
         self._finish()
         return dataclasses.replace(changes, version=after.version)
@@ -142,7 +148,7 @@ class Writer:
         if len(view.dead) or len(names) > 1 or (names and have != [want]):
             with self._tidied():
                 fresh = [self._written(*live, index=want)] if len(live[0]) else []
-                self._catalogue.commit([], {}, segments=(fresh, names), purge=True)
+                self._catalogue.commit([], {}, segments=(fresh, names), purge=True, based_on=self._based_on)
         with self._catalogue.errors():
             self._catalogue.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._lexical.rebuild(self._catalogue, self._catalogue.state())
