@@ -7,7 +7,7 @@
 
 All return candidates, whose cosines are then computed exactly, so that scores mean the same as without an index. The
 effort of the search (see ``retrieval.index_kinds``) is the least at which recall@10 reaches its aim, found while
-building.
+building. Where none reaches it, the segment is searched exactly unless the kind was asked for.
 
 An index belongs to one immutable segment and is as immutable; it is derived, and a damaged one is left aside with a
 warning. Accidents are noticed by checksums of its file and of the note beside it. A stranger's file has the right ones,
@@ -122,6 +122,9 @@ def build(vectors: Vectors, kind: Kind | Literal["auto"]) -> Approximate | None:
     level = logging.INFO if best.recall >= AIM else logging.WARNING
     told = "%s index over %d vectors: effort %d, recall@10 %.3f, aim %.2f"
     logger.log(level, told, chosen, len(vectors), best.effort, best.recall, AIM)
+    if kind == "auto" and best.recall < AIM:
+        logger.warning("searching exactly instead; compact(index=%r) has the index all the same", chosen)
+        return None
     return best
 
 

@@ -64,13 +64,14 @@ def _told(catalogue: Catalogue, problem: str) -> str:
     return f"{catalogue.path} is damaged: {problem}. Restore it from a copy or index the documents again"
 
 
-def audit(catalogue: Catalogue) -> tuple[list[str], list[SegmentRecord]]:
-    """Look through the whole database: SQLite's own check, every hash, the count and the digest.
+def audit(catalogue: Catalogue) -> tuple[list[str], list[SegmentRecord], list[int]]:
+    """Look through the whole database, at one commit: SQLite's own check, every hash, the count and the digest.
 
     Returns:
-        what is wrong, and the segments that the database names.
+        what is wrong, the segments that the database names, and its rows in order, removed ones too.
     """
     problems: list[str] = []
+    rows: list[int] = []
     segments: list[SegmentRecord] = []
     try:
         with closing(catalogue.connect()) as connection:
@@ -79,9 +80,10 @@ def audit(catalogue: Catalogue) -> tuple[list[str], list[SegmentRecord]]:
             segments += [SegmentRecord(*row) for row in connection.execute(f"SELECT {SEGMENT_COLUMNS} FROM segments")]
             [(text,)] = connection.execute("SELECT value FROM meta WHERE key='state'")
             problems += _contents(connection, State(**json.loads(text)))
+            rows += [row for (row,) in connection.execute("SELECT row FROM passages ORDER BY row")]
     except (sqlite3.Error, ValueError, TypeError) as error:
         problems.append(str(error))
-    return [f"{catalogue.path}: {problem}" for problem in problems], segments
+    return [f"{catalogue.path}: {problem}" for problem in problems], segments, rows
 
 
 def _contents(connection: sqlite3.Connection, state: State) -> list[str]:

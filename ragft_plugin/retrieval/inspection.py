@@ -6,11 +6,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragft_plugin.errors import StoreError
+from ragft_plugin.retrieval.approximate import damaged
 from ragft_plugin.retrieval.audit import audit
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.lexical import LexicalIndex
-from ragft_plugin.retrieval.segments import Segment, SegmentMissing, open_segment
+from ragft_plugin.retrieval.segments import INDEXES, Segment, SegmentMissing, open_segment
 from ragft_plugin.retrieval.view import View
 
 
@@ -64,12 +68,24 @@ def find_damage(segments: Path, catalogue: Catalogue, lexical: LexicalIndex) -> 
         catalogue: says what there should be.
         lexical: BM25 on disk.
     """
-    problems, records = audit(catalogue)
+    problems, records, known = audit(catalogue)
+    rows: list[NDArray[np.int64]] = []
     for record in records:
+        problems += [
+            f"{path} is damaged; search is exact without it, and compact() builds it again"
+            for path in damaged(segments.parent / INDEXES, record.name, (record.count, record.dim))
+        ]
         try:
-            open_segment(segments, record, patient=True)
+            rows.append(open_segment(segments, record, patient=True).rows)
         except SegmentMissing as error:
             problems.append(f"{error} is missing")
         except StoreError as error:
             problems.append(str(error))
+    if len(rows) == len(records) and not problems:
+        held = np.sort(np.concatenate([*rows, np.empty(0, np.int64)]))
+        if held.tolist() != known:
+            problems.append(
+                f"{segments} holds vectors of {len(held)} rows, {catalogue.path.name} has {len(known)}, and they are not "
+                "the same; index the documents again in a new knowledge base"
+            )
     return problems + [f"{path} is damaged; it is derived and will be rebuilt" for path in lexical.damaged()]

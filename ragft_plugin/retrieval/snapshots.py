@@ -42,7 +42,12 @@ class Snapshots:
     """
 
     def __init__(
-        self, folder: Path, catalogue: Catalogue, lexical: LexicalIndex, lock: WriterLock | None, writing: threading.RLock
+        self,
+        folder: Path,
+        catalogue: Catalogue,
+        lexical: LexicalIndex,
+        lock: WriterLock | None,
+        writing: threading.RLock,
     ) -> None:
         self._folder = folder
         self._catalogue = catalogue

@@ -107,3 +107,15 @@ def test_a_damaged_passage_is_mended_by_adding_it_again(tmp_path: Path) -> None:
         assert (changes.updated, changes.unchanged) == (1, 19)
         kb.compact()  # until then the damaged row is kept for readers of the old state
         workers.check_against(kb, model(20))
+
+
+def test_vectors_that_are_not_those_of_the_passages_are_told(tmp_path: Path) -> None:
+    with KnowledgeBase.create(tmp_path / "kb", HashingEncoder(32)) as kb:
+        kb.add(passages(20))
+        kb.delete(["p3"])
+        assert kb.verify() == []
+    with sqlite3.connect(tmp_path / "kb" / "knowledge.db") as database:
+        database.execute("DELETE FROM segments")
+    database.close()
+    with KnowledgeBase.open(tmp_path / "kb") as kb:
+        assert any("holds vectors of 0 rows, knowledge.db has 20" in problem for problem in kb.verify())
