@@ -10,7 +10,6 @@ import json
 import os
 import re
 import struct
-import threading
 import uuid
 import zlib
 from collections.abc import Iterable
@@ -22,7 +21,6 @@ _META, _MANAGED, _LOCK = "meta.json", ".managed.json", ".tantivy-writer.lock"
 _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")  # every segment of tantivy has these files
 _NAME = re.compile(r"meta\.json|[0-9a-f]{32}(\.[0-9a-z]+){1,2}")
 _MAGIC = 1337  # ends every file of tantivy, before it the length of a JSON footer with the CRC-32 of the rest
-_EVERY = 0.2  # seconds
 _Segment = tuple[str, int, tuple[int, int] | None]  # name, documents, and of deletions: stamp, number
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
 
@@ -58,39 +56,17 @@ def opstamp_of(folder: Path) -> int | None:
     return None if meta is None else int(meta["opstamp"])
 
 
-class Sharing:
-    """Lets those read tantivy's folder who may read its other files, as long as it is written.
-
-    tantivy writes two files for the owner alone, with every commit and at the end of every merge, which comes when it
-    likes: hence a thread.
+def share(folder: Path) -> None:
+    """Let those read tantivy's folder who may read its other files: two, it writes for their owner alone.
 
     Args:
         folder: with a lock of tantivy's, which has the permissions that the umask gives.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"share {folder.name}", daemon=True)
-        self._thread.start()
-
-    def now(self) -> None:
-        """Look at once."""
-        with suppress(OSError):  # one is just being replaced, or is another user's, who sees to it
-            wanted = (self._folder / _LOCK).stat().st_mode & 0o666
-            for path in (self._folder / _META, self._folder / _MANAGED):
-                if path.stat().st_mode & 0o666 != wanted:
-                    path.chmod(wanted)
-
-    def end(self) -> None:
-        """Look for the last time."""
-        self._ended.set()
-        self._thread.join()
-        self.now()
-
-    def _run(self) -> None:
-        while not self._ended.wait(_EVERY):
-            self.now()
+    with suppress(OSError):  # a merge is just replacing one, or it is another user's, who sees to it
+        wanted = (folder / _LOCK).stat().st_mode & 0o666
+        for path in (folder / _META, folder / _MANAGED):
+            if path.stat().st_mode & 0o666 != wanted:
+                path.chmod(wanted)
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ def find_damage(segments: Path, catalogue: Catalogue, lexical: LexicalIndex) -> 
         held = np.sort(np.concatenate([*rows, np.empty(0, np.int64)]))
         if held.tolist() != known:
             problems.append(
-                f"{segments} holds vectors of {len(held)} rows, {catalogue.path.name} has {len(known)}, and they are not "
-                "the same; index the documents again in a new knowledge base"
+                f"{segments} holds vectors of {len(held)} rows, {catalogue.path.name} has {len(known)}, and they are "
+                "not the same; index the documents again in a new knowledge base"
             )
     return problems + [f"{path} is damaged; it is derived and will be rebuilt" for path in lexical.damaged()]

@@ -6,10 +6,12 @@ checked by a thread while searches already go on; from the moment it is found da
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -107,5 +109,9 @@ def check_of_file(path: Path, digest: str) -> tuple[Check, int]:
 
 def open_plain(path: Path) -> io.BufferedReader:
     """Open a file for reading that is no link: one in a stranger's directory could point anywhere."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    kinds = ("O_NOFOLLOW", "O_BINARY", "O_NONBLOCK")  # opening a pipe would wait for somebody to write to it
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, kind, 0) for kind in kinds))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return os.fdopen(descriptor, "rb")

@@ -23,7 +23,7 @@ import tantivy
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.bm25 import Lexicon, analyzer, panics_caught, schema
-from ragft_plugin.retrieval.bm25_files import Sharing, find_damage, opstamp_of
+from ragft_plugin.retrieval.bm25_files import find_damage, opstamp_of, share
 from ragft_plugin.retrieval.catalogue import Catalogue
 from ragft_plugin.retrieval.drafts import draft_of
 from ragft_plugin.retrieval.records import State
@@ -65,7 +65,6 @@ class LexicalIndex:
         # Reading and writing threads have a handle each, with the folder that it is of.
         self._reading: tuple[str, Any] = ("", None)
         self._writing: tuple[str, Any] = ("", None)
-        self._sharing: Sharing | None = None
         self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._checked = ""
         self._bad: tuple[Stamp | None, str] = (None, "")
@@ -177,7 +176,6 @@ class LexicalIndex:
     def stop_writing(self) -> None:
         """Let go of tantivy's lock without waiting for merges, which are given up."""
         self._writing = ("", None)
-        self._end_sharing()
 
     def _advance(self, stamp: Stamp, catalogue: Catalogue, state: State) -> None:
         try:
@@ -296,11 +294,10 @@ class LexicalIndex:
             self._end_writing()
             writer = self._index_in(self._folder / folder).writer(heap_size=_HEAP, num_threads=1)
             self._writing = (folder, writer)
-            self._sharing = Sharing(self._folder / folder)
         return writer
 
     def _end_writing(self) -> None:
-        _, writer = self._writing
+        folder, writer = self._writing
         self._writing = ("", None)
         if writer is not None:
             try:
@@ -311,17 +308,11 @@ class LexicalIndex:
                     writer.wait_merging_threads()
             except (OSError, ValueError) as error:
                 logger.warning("BM25 of %s: a merge failed, nothing is lost: %s", self._folder, error)
-        self._end_sharing()
-
-    def _end_sharing(self) -> None:
-        if self._sharing is not None:
-            self._sharing.end()
-            self._sharing = None
+            share(self._folder / folder)  # merges have written since the last commit
 
     def _commit(self, writer: Any) -> int:
         opstamp = int(writer.commit())
-        if self._sharing is not None:
-            self._sharing.now()
+        share(self._folder / self._writing[0])
         return opstamp
 
     def _remove(self, writer: Any, rows: Iterable[int]) -> None:

@@ -27,6 +27,7 @@ from ragft_plugin.retrieval.view import View
 
 logger = logging.getLogger(__name__)
 
+_MOMENT = 0.5  # seconds in which a merge of another process ends, which may look like damage
 PATIENCE = 2.0  # seconds for another process to finish writing before BM25 is built in memory
 
 
@@ -127,9 +128,11 @@ class Snapshots:
         if lexicon is not None:
             return lexicon
         if state.next_row:
-            if time.monotonic() < until:
+            problem = self._lexical.problem
+            if time.monotonic() < (until if problem is None else until - PATIENCE + _MOMENT):
                 return None
-            logger.warning("BM25 of %s is behind and cannot be written; building it in memory", self._folder.parent)
+            told = problem or "is behind and cannot be written"
+            logger.warning("BM25 of %s: %s; building it in memory", self._folder.parent, told)
         return self._lexical.in_memory(self._catalogue, state)
 
     def _repair(self) -> bool:
