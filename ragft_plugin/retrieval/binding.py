@@ -69,8 +69,7 @@ class BoundEncoder:
             raise ConfigError(f"vectors must be of shape ({count}, {dim}), one row per query; got {vectors.shape}")
         if len(asked) < len(vectors):
             vectors = vectors[asked]
-        off = np.abs(np.einsum("nd,nd->n", vectors, vectors) - 1.0).max(initial=0.0)
-        if not off <= 2e-6:  # neither for NaN
+        if not all(abs(float(vector @ vector) - 1.0) <= 2e-6 for vector in vectors):  # neither for NaN
             if not np.isfinite(vectors).all():
                 raise ConfigError("vectors must be finite; got NaN or infinity")
             vectors = np.asarray(unit(vectors.astype(np.float64)), dtype=np.float32)

@@ -142,8 +142,15 @@ class Catalogue:
         Every search asks for it. SQLite's ``data_version`` changes whenever another connection has committed, and is
         quicker to read than the state itself.
         """
-        with self.errors() as held:
-            (version,) = held.connection.execute("PRAGMA data_version").fetchone()
+        if self.check is not None:
+            self.check.so_far()
+        try:
+            held = self._connections.mine()
+            with held.using:
+                (version,) = held.connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            with self.errors() as held:  # once more, and the slower way, which explains what is the matter
+                (version,) = held.connection.execute("PRAGMA data_version").fetchone()
         if held.known is not None and held.known[0] == version:
             return held.known[1]
         state = self._restored(State, "state", self.meta("state"))

@@ -21,13 +21,16 @@ from ragft_plugin.retrieval.view import View
 def describe(path: Path, fingerprint: str, view: View) -> dict[str, Any]:
     """Return counts, sizes in bytes, and how a view is indexed.
 
-    "memory" is what searching takes: "resident" for codes and graphs, which are read whole; "mapped" for vectors,
-    inverted lists and BM25, whose pages the system loads as they are used, shares between processes, and may drop.
+    "memory" is what searching takes: "resident" for codes, graphs and halves, which are kept whole; "mapped" for
+    vectors, inverted lists and BM25, whose pages the system loads as they are used, shares between processes, and may
+    drop.
     """
     lists = {"resident": 0, "mapped": 0}
     for segment in view.segments:
         if segment.approximate is not None:
             lists["resident" if segment.approximate.resident else "mapped"] += segment.approximate.size
+        if segment.halves is not None:
+            lists["resident"] += segment.halves.size
         lists["mapped"] += segment.vectors.nbytes + segment.rows.nbytes
     lists["mapped"] += sum(map(_size, path.glob("bm25-*/*")))
     return {

@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Approximate, load
+from ragft_plugin.retrieval.halves import LEAST, Halves
 from ragft_plugin.retrieval.integrity import LARGE, Check, check_of_file
 from ragft_plugin.retrieval.records import SegmentRecord
 
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 INDEXES = "indexes"  # beside the folder of the segments
+_FEW = 20  # queries; more are multiplied with all vectors at once, which is not waiting for memory
 _EXACT = 20_000  # so few allowed vectors are searched exactly, index or not
 _PRODUCTS = 2**24  # computed at once
-_SPARE = 8  # candidates beyond k, so that of equal vectors at the end the first in order are returned
+_SPARE = 4  # candidates beyond k, so that of equal vectors at the end the first in order are returned
 _NAME = re.compile(r"[0-9]{12}-[0-9a-f]{8}")
 
 
@@ -45,6 +47,7 @@ class Segment:
         rows: row numbers, sorted, shape (n,).
         vectors: unit vectors, shape (n, dim); dim 0 without an encoder.
         approximate: an index over them, None to search exactly.
+        halves: for an exact search of few queries, None where there are few vectors or an index.
         check: of the vectors' file, where that is not finished when it is opened.
     """
 
@@ -52,6 +55,7 @@ class Segment:
     rows: Rows
     vectors: Vectors
     approximate: Approximate | None = None
+    halves: Halves | None = None
     check: Check | None = None
 
     def __len__(self) -> int:
@@ -106,7 +110,9 @@ def open_segment(folder: Path, record: SegmentRecord, *, patient: bool = False) 
             raise StoreError(f"{path} holds {array.dtype} {array.shape}, the catalogue says {dtype} {shape}")
         arrays.append(array)
     approximate = load(folder.parent / INDEXES, record.name, (record.count, record.dim))
-    return Segment(record.name, np.asarray(arrays[0]), np.asarray(arrays[1]), approximate, running)
+    vectors = np.asarray(arrays[1])
+    halves = Halves(vectors) if approximate is None and record.dim and record.count >= LEAST else None
+    return Segment(record.name, np.asarray(arrays[0]), vectors, approximate, halves, running)
 
 
 def remove_strangers(folder: Path, known: set[str]) -> None:
@@ -145,15 +151,21 @@ def search(
     positions = None
     if segment.approximate is not None and count > max(_EXACT if allowed is not None else 0, 4 * k):
         positions = segment.approximate.candidates(queries, k, allowed)
-    if positions is None or ((positions >= 0).sum(axis=1) < k).any():
+        if ((positions >= 0).sum(axis=1) < k).any():
+            positions = None
+    elif segment.halves is not None and allowed is None and k < count and len(queries) < _FEW:
+        positions = segment.halves.candidates(queries, k)
+    if positions is None:
         positions = nearest(queries, segment.vectors, k + _SPARE, allowed)
     # Products in float32 differ in their last digits between one query and many, so candidates are compared anew.
-    cosines = np.full(positions.shape, -np.inf)
+    cosines = np.empty(positions.shape)
     for cosine, query, at in zip(cosines, queries.astype(np.float64), positions, strict=True):
-        there = at >= 0
-        cosine[there] = (segment.vectors[at[there]].astype(np.float64) @ query).round(6)
+        np.dot(segment.vectors[at].astype(np.float64), query, out=cosine)  # -1 is the last one, and overwritten below
+    cosines = cosines.round(6)
+    cosines[positions < 0] = -np.inf
     order = np.lexsort((positions, -cosines))[:, :k]
-    return np.take_along_axis(cosines, order, 1), np.take_along_axis(positions, order, 1)
+    each = np.arange(len(queries))[:, None]
+    return cosines[each, order], positions[each, order]
 
 
 def nearest(queries: Vectors, vectors: Vectors, k: int, allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
