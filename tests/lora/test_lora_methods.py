@@ -253,8 +253,15 @@ def test_a_base_in_four_bits_is_in_four_bits_and_no_further_off_than_that(wide_b
     assert 0.03 < error < 0.15
 
 
-def test_a_base_that_comes_out_wrong_in_four_bits_is_refused(base_folder: Path, tmp_path: Path) -> None:
-    """Found by measuring: bitsandbytes 0.50.2 computes something else for narrow layers on a CPU, without a word."""
-    pytest.importorskip("bitsandbytes")
+def test_a_base_that_comes_out_wrong_in_four_bits_is_refused(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by measuring: bitsandbytes 0.50.2 computes something else for narrow layers on some CPUs, without a word.
+
+    It depends on the processor, so here every layer is made to.
+    """
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    right = bitsandbytes.nn.Linear4bit.forward
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", lambda self, x: 1.5 * right(self, x))
     with pytest.raises(ConfigError, match=r"rounding costs about 9 %.*Train with method='lora', or on a GPU"):
         train_adapter(base_folder, ROWS, tmp_path, name="facts", method="qlora")
