@@ -31,20 +31,6 @@ from ragft_plugin.types import Passage
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses processes, limits and permissions of POSIX")
 
 
-@pytest.fixture(scope="module")
-def spawn() -> Callable[..., multiprocessing.Process]:
-    context = multiprocessing.get_context("forkserver")
-    # The first test module starts the one server of all; test_kb_faults needs these in it.
-    context.set_forkserver_preload(["ragft_plugin.retrieval.knowledge_base", "kb_workers", "mmap"])
-
-    def start(target: Callable[..., None], *args: object) -> multiprocessing.Process:
-        process = context.Process(target=target, args=args)
-        process.start()
-        return process  # type: ignore[return-value]
-
-    return start
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     Catalogue.create(tmp_path / "knowledge.db", Settings("", False, "english"))

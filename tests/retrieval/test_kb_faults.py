@@ -30,19 +30,6 @@ from ragft_plugin.types import Passage
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses signals and permissions of POSIX")
 
 
-@pytest.fixture(scope="module")
-def spawn() -> Callable[..., multiprocessing.Process]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ragft_plugin.retrieval.knowledge_base", "kb_workers", "mmap"])
-
-    def start(target: Callable[..., None], *args: object) -> multiprocessing.Process:
-        process = context.Process(target=target, args=args)
-        process.start()
-        return process  # type: ignore[return-value]
-
-    return start
-
-
 def passages(count: int) -> list[Passage]:
     return [Passage(f"p{i}", f"common {workers.WORDS[i % 8]} {i}", metadata={"n": i % 5}) for i in range(count)]
 
