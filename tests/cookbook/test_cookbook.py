@@ -107,7 +107,7 @@ def test_it_runs_as_it_stands(path):
         [sys.executable, str(ROOT / "scripts" / "run_cookbook.py"), "--check", "--limit", "1500", path.name],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1600,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
