@@ -157,15 +157,14 @@ class Catalogue:
         held.known = (version, state)
         return state
 
-    @contextmanager
-    def snapshot(self) -> Iterator[tuple[State, list[SegmentRecord], list[int]]]:
-        """Read state, segments and removed rows of one and the same commit."""
+    def snapshot(self) -> tuple[State, list[SegmentRecord], list[int]]:
+        """Return state, segments and removed rows of one and the same commit."""
         state, segments, removed = self._ask(
             (_META, ("state",)),
             (f"SELECT {SEGMENT_COLUMNS} FROM segments ORDER BY first", ()),
             ("SELECT row FROM passages WHERE removed IS NOT NULL", ()),
         )
-        yield (
+        return (
             self._restored(State, "state", self._entry("state", state)),
             [SegmentRecord(*found) for found in segments],
             [row for (row,) in removed],

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ragft_plugin.errors import StoreError
 from ragft_plugin.retrieval.approximate import Approximate, load
+from ragft_plugin.retrieval.drafts import draft_of
 from ragft_plugin.retrieval.halves import LEAST, Halves
 from ragft_plugin.retrieval.integrity import LARGE, Check, check_of_file
 from ragft_plugin.retrieval.records import SegmentRecord
@@ -207,17 +208,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write(path: Path, array: NDArray[np.int64] | NDArray[np.float32]) -> str:
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, path)
+        with draft_of(path) as draft:
+            np.save(draft, np.ascontiguousarray(array), allow_pickle=False)
+            draft.seek(0)
+            return hashlib.file_digest(draft, "sha256").hexdigest()
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or error  # numpy raises one without
         raise StoreError(f"{path} cannot be written: {reason}; the last complete state is kept") from error
-    return digest

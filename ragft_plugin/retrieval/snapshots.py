@@ -90,8 +90,7 @@ class Snapshots:
     def _make(self, old: View | None, patience: float, *, may_lag: bool = True) -> View:
         deadline = time.monotonic() + patience
         while True:
-            with self._catalogue.snapshot() as (state, records, removed):
-                pass
+            state, records, removed = self._catalogue.snapshot()
             until = self._behind.setdefault(state.version, deadline) if may_lag else deadline
             lexicon = self._lexicon(state, old, until)
             if lexicon is None:

@@ -278,5 +278,6 @@ class Writer:
 
     def _tidy(self) -> None:
         """Delete files of segments that the catalogue does not name; what cannot be deleted now is the next time."""
-        with suppress(StoreError, OSError), self._catalogue.snapshot() as (_, records, _removed):
+        with suppress(StoreError, OSError):
+            _, records, _ = self._catalogue.snapshot()
             remove_strangers(self._folder, {record.name for record in records})
